@@ -1,0 +1,54 @@
+"""Clocks: the one place that reads wall time, and the clock that maps a tape onto it.
+
+Inside the market time is virtual: int64 nanoseconds that a tape or a simulation carries. Only
+:class:`ReplayClock` relates it to the monotonic seconds of :func:`trio.current_time`, and it is itself without
+any clock: the caller says what time it is, so a test needs no waiting.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+NS = 1_000_000_000
+
+
+def wall_ns() -> int:
+    """Return the wall time, int ns UTC."""
+    return time.time_ns()  # noqa: TID251 - this is where wall time comes from
+
+
+class ReplayClock:
+    """Maps monotonic seconds to tape nanoseconds at a speed.
+
+    The mapping is a line through an anchor; jumping over a silence or changing the speed moves the anchor, so
+    that no error accumulates over a long replay.
+
+    Attributes:
+        speed: Tape seconds per second; ``math.inf`` means as fast as the reader takes it.
+    """
+
+    def __init__(self, tape_ns: int, now: float, speed: float = 1.0) -> None:
+        self._tape_ns = tape_ns
+        self._now = now
+        self.speed = speed
+
+    def tape_at(self, now: float) -> int:
+        """Return the tape time (ns) reached at monotonic time ``now`` (s)."""
+        if math.isinf(self.speed):
+            return self._tape_ns
+        return self._tape_ns + int((now - self._now) * self.speed * NS)
+
+    def due(self, tape_ns: int) -> float:
+        """Return the monotonic time (s) at which ``tape_ns`` is reached; ``-inf`` at infinite speed."""
+        if math.isinf(self.speed):
+            return -math.inf
+        return self._now + (tape_ns - self._tape_ns) / (self.speed * NS)
+
+    def jump(self, now: float, tape_ns: int) -> None:
+        """Move the clock so that ``tape_ns`` is reached at ``now``."""
+        self._now, self._tape_ns = now, tape_ns
+
+    def set_speed(self, now: float, speed: float) -> None:
+        """Go on from the tape time of ``now`` at another speed."""
+        self._now, self._tape_ns, self.speed = now, self.tape_at(now), speed
