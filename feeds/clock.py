@@ -21,7 +21,7 @@ def wall_ns() -> int:
 class ReplayClock:
     """Maps monotonic seconds to tape nanoseconds at a speed.
 
-    The mapping is a line through an anchor; jumping over a silence or changing the speed moves the anchor, so
+    The mapping is a line through an anchor; leaving out a silence or changing the speed moves the anchor, so
     that no error accumulates over a long replay.
 
     Attributes:
@@ -37,7 +37,7 @@ class ReplayClock:
         """Return the tape time (ns) reached at monotonic time ``now`` (s)."""
         if math.isinf(self.speed):
             return self._tape_ns
-        return self._tape_ns + int((now - self._now) * self.speed * NS)
+        return self._tape_ns + math.floor((now - self._now) * self.speed * NS)
 
     def due(self, tape_ns: int) -> float:
         """Return the monotonic time (s) at which ``tape_ns`` is reached; ``-inf`` at infinite speed."""
@@ -48,6 +48,13 @@ class ReplayClock:
     def jump(self, now: float, tape_ns: int) -> None:
         """Move the clock so that ``tape_ns`` is reached at ``now``."""
         self._now, self._tape_ns = now, tape_ns
+
+    def leave_out(self, duration_ns: int) -> None:
+        """Take a stretch out of the tape ahead: all later tape times come that much (ns of tape) earlier.
+
+        Nothing is rounded and nobody looks at the time, so a tape with any number of silences left out stays exact.
+        """
+        self._tape_ns += duration_ns
 
     def set_speed(self, now: float, speed: float) -> None:
         """Go on from the tape time of ``now`` at another speed."""

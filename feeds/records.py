@@ -12,6 +12,8 @@ price or time is :data:`MISSING`; NaN and floats do not exist on the bus.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, ClassVar, Final, Literal, Self
 
 import msgspec
@@ -196,6 +198,18 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     def __len__(self) -> int:
         """Rows in all tables together."""
         return len(self.trades) + len(self.quotes) + len(self.levels)
+
+    def by_event(self) -> Iterator[Batch]:
+        """Return the same rows cut into batches with one trade or one quote each.
+
+        Book rows stay with the event before them. For readers that want to see the state after every single event.
+        """
+        cuts = np.sort(np.concatenate((self.trades.seq, self.quotes.seq)))[1:]
+        tables = (self.trades, self.quotes, self.levels)
+        bounds = [(0, *np.searchsorted(table.seq, cuts).tolist(), len(table)) for table in tables]
+        for piece in zip(*[pairwise(bound) for bound in bounds], strict=True):
+            trades, quotes, levels = [table.slice(*rows) for table, rows in zip(tables, piece, strict=True)]
+            yield Batch(ts=self.ts, trades=trades, quotes=quotes, levels=levels)  # type: ignore[arg-type]
 
 
 class Marker(msgspec.Struct, frozen=True, kw_only=True):

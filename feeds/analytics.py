@@ -1,0 +1,421 @@
+"""Statistics of trades that a market publishes: rolling 24 hours and candles, for all instruments at once.
+
+State is kept in arrays over instruments. A batch of trades is first reduced to *runs*, the trades of one instrument
+in one period, and only runs are merged into the state, so the cost of a batch hardly depends on its length.
+
+Both classes leave out prints of size 0 (real tapes have them): they traded nothing, so they are neither a price nor
+a count. Sums of price times quantity are float64, because int64 overflows after some 15,000 trades of one bitcoin
+in lots of 1e-8; their last digits may depend on how a stream was cut into batches, everything else does not.
+
+This module must not know of channels or of printing. It reads no clock: time is what trades and callers say it is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Final, Self
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from feeds.records import I32, I64, MISSING, Trades
+
+F64 = npt.NDArray[np.float64]
+
+MINUTE_NS: Final = 60_000_000_000
+
+#: Before any period, and far enough inside int64 that 48 periods fit below it.
+_NEVER: Final = -(2**31)
+
+#: What an instrument's id counts in a key that also holds a period.
+_KEY: Final = 2**32
+
+_HIGHEST: Final = int(np.iinfo(np.int64).max)
+_INT16_MAX: Final = int(np.iinfo(np.int16).max)
+
+
+class _Runs(msgspec.Struct, frozen=True):
+    """Trades reduced by instrument and period: arrays of one length, in order of both, each pair once.
+
+    Attributes:
+        instrument: int64 dense id.
+        period: int64, counted from 1970 in the width that the caller chose.
+        open: int64 ticks, of the first trade.
+        high: int64 ticks.
+        low: int64 ticks.
+        close: int64 ticks, of the last trade.
+        volume: int64 lots.
+        notional: float64, ticks times lots.
+        trades: int64.
+    """
+
+    instrument: I64
+    period: I64
+    open: I64
+    high: I64
+    low: I64
+    close: I64
+    volume: I64
+    notional: F64
+    trades: I64
+
+    def pick(self, rows: npt.NDArray[Any]) -> Self:
+        """Return the runs picked by an index or boolean array."""
+        return type(self)(*(getattr(self, name)[rows] for name in self.__struct_fields__))
+
+
+def _traded(trades: Trades) -> Trades:
+    """Leave out prints of size 0."""
+    sized = trades.qty > 0
+    return trades if np.count_nonzero(sized) == len(sized) else trades.take(sized)
+
+
+def _runs(trades: Trades, period: I64, newest: I64) -> _Runs:
+    """Reduce at least one trade to runs.
+
+    Args:
+        trades: Of any instruments, in the order of the tape.
+        period: int64, shape of ``trades``: when each one was. One earlier than a trade of its instrument before it
+            counts as of that trade's period.
+        newest: int64, shape ``(n,)``: the same for the trades of earlier batches. Not written.
+    """
+    # numpy sorts 16-bit integers by radix: 10,000 ids in 70 us against 495 us as 32-bit ones.
+    narrow = np.int16 if len(newest) <= _INT16_MAX else np.int32
+    order = trades.instrument.astype(narrow).argsort(kind="stable")
+    ids = trades.instrument[order].astype(np.int64)
+    # Instrument and period in one key: one running maximum then serves all instruments. Minutes need 29 bits.
+    key = ids * _KEY + np.maximum(period[order], newest[ids])
+    np.maximum.accumulate(key, out=key)
+    bounds = _bounds(key)
+    starts, stops = bounds[:-1], bounds[1:]
+    price, qty, ids = trades.price[order], trades.qty[order], ids[starts]
+    return _Runs(
+        instrument=ids,
+        period=key[starts] - ids * _KEY,
+        open=price[starts],
+        high=np.maximum.reduceat(price, starts),
+        low=np.minimum.reduceat(price, starts),
+        close=price[stops - 1],
+        volume=np.add.reduceat(qty, starts),
+        notional=np.add.reduceat(price.astype(np.float64) * qty, starts),
+        trades=stops - starts,
+    )
+
+
+def _bounds(values: I64) -> npt.NDArray[np.intp]:
+    """Return where stretches of equal values begin, and the length of ``values`` at the end."""
+    edge = np.empty(len(values) + 1, dtype=bool)
+    edge[0] = edge[-1] = True
+    np.not_equal(values[1:], values[:-1], out=edge[1:-1])
+    return edge.nonzero()[0]
+
+
+class DayRows(msgspec.Struct, frozen=True):
+    """Rolling 24-hour statistics of some instruments: new arrays, one row per id asked for.
+
+    An instrument that did not trade in the window shows its last price as open, low, high and vwap, and a volume of
+    0. One that never traded shows :data:`~feeds.records.MISSING` as every price, and a vwap of 0.
+
+    Attributes:
+        last_px: int64 ticks.
+        open: int64 ticks: the first price in the window, which is the price 24 hours ago.
+        low: int64 ticks.
+        high: int64 ticks.
+        volume: int64 lots.
+        vwap: float64 ticks.
+        count: int64 trades.
+    """
+
+    last_px: I64
+    open: I64
+    low: I64
+    high: I64
+    volume: I64
+    vwap: F64
+    count: I64
+
+
+class DayStatistics:
+    """The last 24 hours of trading of ``n`` instruments, in 48 buckets of half an hour.
+
+    The window is the running bucket and the 47 before it, so it is between 23.5 and 24 hours long: an approximation
+    that needs neither a queue of trades nor a timer. A trade's time is its ``ts_recv``, the clock that never runs
+    backwards and that ``now_ns`` is on.
+    """
+
+    BUCKETS: Final = 48
+    BUCKET_NS: Final = 30 * MINUTE_NS
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every trade, as at a new epoch."""
+        slots = self._n * self.BUCKETS
+        self._last = np.full(self._n, MISSING, dtype=np.int64)
+        self._newest = np.full(self._n, _NEVER, dtype=np.int64)
+        # One slot per instrument and period modulo 48, see _slots; 1-D because numpy picks from one dimension in a
+        # fifth of the time that two take. What a slot holds counts only while its period is in the window.
+        self._period = np.full(slots, _NEVER, dtype=np.int64)
+        self._open = np.zeros(slots, dtype=np.int64)
+        self._low = np.zeros(slots, dtype=np.int64)
+        self._high = np.zeros(slots, dtype=np.int64)
+        self._volume = np.zeros(slots, dtype=np.int64)
+        self._notional = np.zeros(slots, dtype=np.float64)
+        self._count = np.zeros(slots, dtype=np.int64)
+
+    def apply(self, trades: Trades) -> None:
+        """Take in the trades of one batch."""
+        trades = _traded(trades)
+        if not len(trades):
+            return
+        runs = _runs(trades, trades.ts_recv // self.BUCKET_NS, self._newest)
+        last = _bounds(runs.instrument)[1:] - 1
+        ids = runs.instrument[last]
+        self._newest[ids] = runs.period[last]
+        self._last[ids] = runs.close[last]
+        if len(last) < len(runs.period):
+            # After a silence of a day inside a batch two runs share a slot; the older one is out of the window.
+            runs = runs.pick(runs.period > self._newest[runs.instrument] - self.BUCKETS)
+        self._merge(runs)
+
+    def _merge(self, runs: _Runs) -> None:
+        """Merge runs that each have their own slot."""
+        slot = self._slots(runs.instrument, runs.period)
+        fresh = self._period[slot] != runs.period
+        if np.count_nonzero(fresh):
+            self._begin(slot[fresh], runs.pick(fresh))
+        self._low[slot] = np.minimum(self._low[slot], runs.low)
+        self._high[slot] = np.maximum(self._high[slot], runs.high)
+        self._volume[slot] += runs.volume
+        self._notional[slot] += runs.notional
+        self._count[slot] += runs.trades
+
+    def _slots(self, ids: I64, period: I64) -> I64:
+        return ids * self.BUCKETS + period % self.BUCKETS
+
+    def _begin(self, slot: I64, runs: _Runs) -> None:
+        """Give the slots of these runs to their periods."""
+        self._period[slot] = runs.period
+        self._open[slot] = runs.open
+        self._low[slot] = runs.low
+        self._high[slot] = runs.high
+        self._volume[slot] = 0
+        self._notional[slot] = 0.0
+        self._count[slot] = 0
+
+    def rows(self, ids: I32, now_ns: int) -> DayRows:
+        """Return the statistics of the 24 hours before ``now_ns``.
+
+        Args:
+            ids: int32 dense ids, any order, repeats allowed.
+            now_ns: int ns UTC on the clock of ``ts_recv``, not before the last trade.
+        """
+        period, last = self._windows(self._period, ids), self._last[ids]
+        inside = period > now_ns // self.BUCKET_NS - self.BUCKETS
+        volume = (self._windows(self._volume, ids) * inside).sum(axis=1)
+        notional = (self._windows(self._notional, ids) * inside).sum(axis=1)
+        oldest = np.where(inside, period, _HIGHEST).argmin(axis=1)
+        quiet = volume == 0
+        return DayRows(
+            last_px=last,
+            open=np.where(quiet, last, self._windows(self._open, ids)[np.arange(len(ids)), oldest]),
+            low=np.where(quiet, last, np.where(inside, self._windows(self._low, ids), _HIGHEST).min(axis=1)),
+            high=np.where(quiet, last, np.where(inside, self._windows(self._high, ids), MISSING).max(axis=1)),
+            volume=volume,
+            vwap=np.where(quiet, np.where(last == MISSING, 0.0, last), notional / np.maximum(volume, 1)),
+            count=(self._windows(self._count, ids) * inside).sum(axis=1),
+        )
+
+    def _windows(self, column: npt.NDArray[Any], ids: I32) -> npt.NDArray[Any]:
+        """Return copies of the slots of these instruments, shape ``(ids, 48)``."""
+        picked: npt.NDArray[Any] = column.reshape(self._n, self.BUCKETS)[ids]
+        return picked
+
+
+class Candle(msgspec.Struct, frozen=True):
+    """Open, high, low, close of one instrument over one interval with at least one trade.
+
+    Attributes:
+        begin_ns: int ns UTC, a multiple of the interval since 1970.
+        open: int ticks, the first price.
+        high: int ticks.
+        low: int ticks.
+        close: int ticks, the last price so far.
+        volume: int lots.
+        vwap: float ticks.
+        trades: How many, without those of size 0.
+    """
+
+    begin_ns: int
+    open: int
+    high: int
+    low: int
+    close: int
+    volume: int
+    vwap: float
+    trades: int
+
+
+class ClosedCandle(msgspec.Struct, frozen=True):
+    """A candle that a later one has followed.
+
+    Attributes:
+        interval_index: Which of :attr:`Candles.INTERVALS`.
+        instrument: Dense id.
+        candle: Its final state.
+    """
+
+    interval_index: int
+    instrument: int
+    candle: Candle
+
+
+class Candles:
+    """Candles of ``n`` instruments in all of Kraken's intervals.
+
+    A trade's time is its ``ts_event``, or ``ts_recv`` where the venue gave none. Event times may run backwards, but
+    a candle once closed stays as it was sent: a late trade goes into the current candle of each interval. Candles
+    begin at multiples of their interval since 1970, so a week begins on a Thursday. An interval
+    without trades has no candle, and a candle is current until a trade of a later one comes.
+
+    Attributes:
+        touched: int32 dense ids, sorted: the instruments whose current candles the last :meth:`apply` changed, which
+            is that of every interval.
+        just_closed: What the last :meth:`apply` closed, oldest first per interval and instrument, so that the final
+            row of a candle can be sent before the first row of the next.
+    """
+
+    #: Minutes; Kraken's ``ohlc`` channel, WebSocket v2. All are multiples of the first.
+    INTERVALS: Final = (1, 5, 15, 30, 60, 240, 1440, 10080, 21600)
+    #: Closed candles kept per interval and instrument; as many as Kraken's REST history gives.
+    KEPT: Final = 720
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._minutes = np.array(self.INTERVALS, dtype=np.int64)[:, np.newaxis]
+        self._rows = np.arange(len(self.INTERVALS), dtype=np.int64)[:, np.newaxis] * n
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every trade, as at a new epoch."""
+        slots = len(self.INTERVALS) * self._n  # one slot is interval_index * n + instrument
+        self._newest = np.full(self._n, _NEVER, dtype=np.int64)  # the minute of the latest trade
+        self._begin = np.full(slots, _NEVER, dtype=np.int64)  # minutes since 1970
+        self._open = np.zeros(slots, dtype=np.int64)
+        self._high = np.zeros(slots, dtype=np.int64)
+        self._low = np.zeros(slots, dtype=np.int64)
+        self._close = np.zeros(slots, dtype=np.int64)
+        self._volume = np.zeros(slots, dtype=np.int64)
+        self._notional = np.zeros(slots, dtype=np.float64)
+        self._trades = np.zeros(slots, dtype=np.int64)
+        self._closed: dict[int, deque[Candle]] = {}
+        self.touched: I32 = np.empty(0, dtype=np.int32)
+        self.just_closed: list[ClosedCandle] = []
+
+    def apply(self, trades: Trades) -> None:
+        """Take in the trades of one batch.
+
+        Each pass merges one minute of each instrument: one pass for a batch shorter than a minute, and the more the
+        longer the time that it spans.
+        """
+        trades = _traded(trades)
+        self.just_closed = []
+        if not len(trades):
+            self.touched = np.empty(0, dtype=np.int32)
+            return
+        time = np.where(trades.ts_event == MISSING, trades.ts_recv, trades.ts_event)
+        runs = _runs(trades, time // MINUTE_NS, self._newest)
+        bounds = _bounds(runs.instrument)
+        last = bounds[1:] - 1
+        self.touched = runs.instrument[last].astype(np.int32)
+        self._newest[self.touched] = runs.period[last]
+        if len(last) == len(runs.period):
+            self._merge(runs)
+        else:
+            for rows in _passes(bounds):
+                self._merge(runs.pick(rows))
+
+    def _merge(self, runs: _Runs) -> None:
+        """Merge runs of different instruments into the current candles of all intervals."""
+        slot = self._rows + runs.instrument
+        begin = runs.period // self._minutes * self._minutes
+        fresh = begin != self._begin[slot]
+        if np.count_nonzero(fresh):
+            self._follow(runs.pick(fresh.nonzero()[1]), slot[fresh], begin[fresh])
+        self._high[slot] = np.maximum(self._high[slot], runs.high)
+        self._low[slot] = np.minimum(self._low[slot], runs.low)
+        self._close[slot] = runs.close
+        self._volume[slot] += runs.volume
+        self._notional[slot] += runs.notional
+        self._trades[slot] += runs.trades
+
+    def _follow(self, runs: _Runs, slot: I64, begin: I64) -> None:
+        """Close the candles in these slots, one per run, and begin those of the runs at ``begin`` (minutes)."""
+        self._keep(slot[self._trades[slot] > 0])
+        self._begin[slot] = begin
+        self._open[slot] = runs.open
+        self._high[slot] = runs.high
+        self._low[slot] = runs.low
+        self._volume[slot] = 0
+        self._notional[slot] = 0.0
+        self._trades[slot] = 0
+
+    def _keep(self, slot: I64) -> None:
+        """Put the candles in these slots, each with a trade, with the closed ones."""
+        for index, candle in zip(slot.tolist(), self._read(slot), strict=True):
+            interval, instrument = divmod(index, self._n)
+            ring = self._closed.get(index)
+            if ring is None:
+                ring = self._closed[index] = deque(maxlen=self.KEPT)
+            ring.append(candle)
+            self.just_closed.append(ClosedCandle(interval, instrument, candle))
+
+    def _read(self, slot: I64) -> list[Candle]:
+        """Return the current candles in these slots, each of which has a trade."""
+        columns = (
+            self._begin[slot] * MINUTE_NS,
+            self._open[slot],
+            self._high[slot],
+            self._low[slot],
+            self._close[slot],
+            self._volume[slot],
+            self._notional[slot] / self._volume[slot],
+            self._trades[slot],
+        )
+        return [Candle(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
+
+    def _slot(self, interval_index: int, instrument: int) -> int:
+        if not (0 <= interval_index < len(self.INTERVALS) and 0 <= instrument < self._n):
+            raise IndexError(f"no candles for interval index {interval_index} and instrument {instrument}")
+        return interval_index * self._n + instrument
+
+    def current(self, interval_index: int, instrument: int) -> Candle | None:
+        """Return the candle that trades go into now, or None before the first trade.
+
+        Raises:
+            IndexError: There is no such interval or instrument.
+        """
+        slot = self._slot(interval_index, instrument)
+        return self._read(np.array([slot]))[0] if self._trades[slot] else None
+
+    def closed(self, interval_index: int, instrument: int, after_begin_ns: int = MISSING) -> list[Candle]:
+        """Return the closed candles that began after ``after_begin_ns`` (ns UTC), oldest first, at most :attr:`KEPT`.
+
+        Raises:
+            IndexError: There is no such interval or instrument.
+        """
+        ring = self._closed.get(self._slot(interval_index, instrument), ())
+        return [candle for candle in ring if candle.begin_ns > after_begin_ns]
+
+
+def _passes(bounds: npt.NDArray[np.intp]) -> list[npt.NDArray[np.intp]]:
+    """Return the rows of the first run of each instrument, then of the second where there is one, and so on.
+
+    Args:
+        bounds: As of :func:`_bounds`: where each instrument's runs begin.
+    """
+    rank = np.arange(bounds[-1]) - np.repeat(bounds[:-1], np.diff(bounds))
+    return np.split(rank.argsort(kind="stable"), np.cumsum(np.bincount(rank))[:-1])

@@ -1,0 +1,155 @@
+"""The composition root: builds every part once and runs all of them. The whole nursery tree is in :func:`serve`."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import signal
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import trio
+
+from feeds.feed import Feed, Supervisor
+from feeds.records import Batch, Event
+from feeds.replay import ReplayFeed, ReplayOptions, parse_gap
+from feeds.simulate import SimulatedFeed
+from feeds.store import open_recording
+from ticker import bus
+from ticker.broadcast import Broadcaster
+from ticker.config import Options
+from ticker.history import History
+from ticker.listings import Listings
+from ticker.market import Market
+from ticker.metrics import Metrics
+from ticker.orders.exchange import Exchange
+from ticker.orders.gateway import Gateway
+from ticker.server import Server
+from ticker.transport import open_listener
+from ticker.web import Web
+
+logger = logging.getLogger(__name__)
+
+#: A stopping server waits this long for its clients; with forced closes after it, it is gone within 5 s.
+DRAIN_S: Final = 2.5
+RECONNECT_AFTER_MS: Final = 1000
+#: A tape waits for its first subscriber, and then this long for the rest of its subscriptions.
+SETTLE_S: Final = 0.5
+
+
+def open_feed(options: Options, heard: trio.Event) -> Feed:
+    """Return the feed that the options ask for.
+
+    Args:
+        options: Everything that can be set.
+        heard: Set once somebody has subscribed; a recording is not played to nobody.
+
+    Raises:
+        FeedError: A recording cannot be read.
+        OptionError: An option has a value that is not allowed.
+    """
+    if options.replay is None:
+        return SimulatedFeed(options.simulation)
+    return _open_replay(options.replay, heard)
+
+
+def _open_replay(options: ReplayOptions, heard: trio.Event) -> ReplayFeed:
+    async def wait_start() -> None:
+        logger.info("the recording is ready; it begins with the first subscription")
+        await heard.wait()
+        await trio.sleep(SETTLE_S)
+
+    return ReplayFeed(
+        open_recording(options.path),
+        speed=options.speed,
+        loop=options.loop,
+        gap=parse_gap(options.gap),
+        wait_start=wait_start,
+    )
+
+
+def build_market(feed: Feed, heard: trio.Event) -> Market:
+    """Return a market with nothing in it yet."""
+    history, listings = History(feed.instruments), Listings(feed.instruments)
+    broadcaster = Broadcaster(history, listings, heard)
+    return Market(feed.name, feed.mode, history, listings, broadcaster, Gateway(Exchange(history), listings))
+
+
+async def serve(options: Options, announce: Callable[[str], None]) -> None:
+    """Serve a market until SIGINT or SIGTERM, then drain.
+
+    Args:
+        options: Everything that can be set.
+        announce: Called with one line once connections are accepted.
+
+    Raises:
+        ConfigError: The address cannot be had.
+        FeedError: A recording cannot be read, at the start or later.
+    """
+    heard = trio.Event()
+    feed = open_feed(options, heard)
+    market, supervisor = build_market(feed, heard), Supervisor(feed)
+    web = Web(lambda: _health(market, supervisor), lambda: metrics.page())
+    server = Server(market, web, options.server, session=options.session, guard=options.guard, trust=options.trust)
+    metrics = Metrics(market, server, supervisor)
+    _allow_many_files()
+    listener = open_listener(options.server.host, options.server.port)
+    send, receive = bus.open_bus()
+
+    def on_batch(batch: Batch) -> None:
+        market.broadcaster.publish(batch)
+        market.gateway.market_moved(batch)
+
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as connections:  # outermost: what must drain ends last
+            async with trio.open_nursery() as tasks:
+                tasks.start_soon(_feed, supervisor, send)
+                tasks.start_soon(bus.pump, receive, on_batch, market.broadcaster.mark)
+                tasks.start_soon(market.broadcaster.run)
+                tasks.start_soon(market.gateway.run)
+                tasks.start_soon(server.heartbeats)
+                tasks.start_soon(
+                    partial(trio.serve_listeners, server.serve_connection, [listener], handler_nursery=connections)
+                )
+                announce(_address(options.server.host, listener.address[1]))
+                async for _ in signals:
+                    break
+                server.drain(RECONNECT_AFTER_MS)
+                with trio.move_on_after(DRAIN_S):
+                    await server.wait_empty()
+                tasks.cancel_scope.cancel()
+            connections.cancel_scope.cancel()
+
+
+async def _feed(supervisor: Supervisor, send: trio.MemorySendChannel[Event]) -> None:
+    async with send:
+        await supervisor.run(send)
+    logger.info("feed %s has ended; its last state is still served", supervisor.feed.name)
+
+
+def _health(market: Market, supervisor: Supervisor) -> tuple[bool, dict[str, object]]:
+    history = market.history
+    state = "ended" if history.ended else "running" if history.ts else "waiting"
+    return True, {
+        "status": "ok",
+        "market": market.name,
+        "mode": market.mode,
+        "feed": state,
+        "feed_restarts": supervisor.restarts,
+        "market_time_ns": history.ts,
+        "symbols": list(market.listings.names[:1000]),
+        "subscriptions": market.broadcaster.statistics().subscriptions,
+    }
+
+
+def _address(host: str, port: int) -> str:
+    netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"ticker listening on ws://{netloc}/v2 (http://{netloc}/)"
+
+
+def _allow_many_files() -> None:
+    """Raise the soft limit of open files to the hard one: every subscriber is a file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,171 @@
+"""The ``ticker`` command. Heavy modules are imported by the subcommand that needs them, so ``--help`` is quick."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+_EXAMPLES = """\
+examples:
+  ticker serve                                     a simulated market on ws://127.0.0.1:8765/v2
+  ticker serve --symbols BTC/USD,ETH/USD --rate 2000 --seed 7
+  ticker serve --replay recordings/day1 --speed 20 --gap cap:5
+  ticker watch ws://127.0.0.1:8765/v2 BTC/USD      what it sends, live in the terminal
+  ticker info recordings/day1                      what a recording holds
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="ticker",
+        description="A market you can run on your desk: simulated or replayed price feeds over the Kraken v2 "
+        "WebSocket protocol.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    _add_serve(commands)
+    watch = commands.add_parser("watch", help="live table of a server's tickers in the terminal")
+    watch.add_argument("url", nargs="?", default="ws://127.0.0.1:8765/v2", metavar="URL", help="default: %(default)s")
+    watch.add_argument("symbols", nargs="*", metavar="SYMBOL", help="default: every symbol of the server")
+    info = commands.add_parser("info", help="what a recording holds: tables, symbols, rows, time span, gaps")
+    info.add_argument("path", metavar="PATH", help="a folder with one recording, its prefix, or one of its files")
+    return parser
+
+
+def _add_serve(commands: Any) -> None:  # noqa: ANN401 - argparse has no public type for it
+    serve = commands.add_parser(
+        "serve",
+        help="serve a simulated or replayed market",
+        description="Serve a market on one port: WebSocket at /v2, status page at /, /healthz, /metrics. Without "
+        "--replay the market is simulated. SIGINT or SIGTERM drains and exits.",
+    )
+    server = serve.add_argument_group("server")
+    server.add_argument("--host", metavar="ADDR", help="address to listen on (default 127.0.0.1)")
+    server.add_argument("--port", type=int, metavar="N", help="port; 0 picks a free one (default 8765)")
+    server.add_argument("--config", metavar="FILE.toml", help="configuration file; flags go before it")
+    server.add_argument(
+        "--interval-ms", type=int, metavar="N", help="throttle of the ticker channel (default 100; 0 = every event)"
+    )
+    server.add_argument(
+        "--insecure", action="store_true", default=None, help="allow an address that other machines can reach"
+    )
+    simulated = serve.add_argument_group("simulated market")
+    simulated.add_argument("--symbols", metavar="A/B,C/D", help="pairs (default BTC/USD,ETH/USD and a few more)")
+    simulated.add_argument("--rate", type=float, metavar="TICKS_PER_SECOND", help="quotes and trades, all symbols")
+    simulated.add_argument("--seed", type=int, metavar="N", help="the same seed is the same market (default 1)")
+    simulated.add_argument("--model", metavar="NAME", help="price model: gbm or jump (default gbm)")
+    replay = serve.add_argument_group("replay of a recording (begins with the first subscription)")
+    replay.add_argument("--replay", metavar="PATH", help="a folder with one recording, its prefix, or a file of it")
+    replay.add_argument("--speed", metavar="X|max", help="tape seconds per second, 0.1 to 1000, or max (default 1)")
+    replay.add_argument("--loop", action="store_true", default=None, help="begin again at the end")
+    replay.add_argument(
+        "--gap", metavar="POLICY", help="silences: keep, cap:SECONDS or skip (those over 1 s; default keep)"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 1 something to be put right, 2 wrong usage."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.version:
+        from ticker import __version__
+
+        print(f"ticker {__version__}")
+        return 0
+    if args.command is None:
+        parser.print_help()
+        return 2
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    return _guarded({"serve": _serve, "watch": _watch, "info": _info}[args.command], args)
+
+
+def _guarded(command: Any, args: argparse.Namespace) -> int:  # noqa: ANN401
+    """Run a command; a mistake of the user's becomes one line, everything else a traceback."""
+    from feeds.errors import FeedError, OptionError
+    from ticker.errors import ConfigError
+
+    code = 0
+    try:
+        command(args)
+    except* (ConfigError, FeedError, OptionError) as errors:
+        code = 1
+        for error in _leaves(errors):
+            print(f"ticker {args.command}: {error}", file=sys.stderr)
+    except* KeyboardInterrupt:
+        code = 130
+    except* BrokenPipeError:
+        code = 0
+    return code
+
+
+def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
+    leaves: list[BaseException] = []
+    for error in group.exceptions:
+        leaves += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return leaves
+
+
+def _flags(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return the given flags as configuration tables.
+
+    Raises:
+        ConfigError: Flags of a simulated and of a replayed market were mixed.
+        OptionError: A value has the wrong form.
+    """
+    from feeds.replay import parse_speed
+    from ticker.errors import ConfigError
+
+    tables: dict[str, dict[str, Any]] = {
+        "server": {"host": args.host, "port": args.port, "insecure": args.insecure},
+        "session": {"ticker_interval_ms": args.interval_ms},
+        "simulation": {
+            "symbols": None if args.symbols is None else [s.strip() for s in args.symbols.split(",") if s.strip()],
+            "rate": args.rate,
+            "seed": args.seed,
+            "model": args.model,
+        },
+        "replay": {
+            "path": args.replay,
+            "speed": None if args.speed is None else parse_speed(args.speed),
+            "loop": args.loop,
+            "gap": args.gap,
+        },
+    }
+    given = {table: {k: v for k, v in values.items() if v is not None} for table, values in tables.items()}
+    if args.replay is not None and given["simulation"]:
+        raise ConfigError(f"--{next(iter(given['simulation']))} is for the simulated market; leave it or --replay out")
+    if given["replay"] and args.replay is None and args.config is None:
+        raise ConfigError(f"--{next(iter(given['replay']))} is for a replay; name a recording with --replay PATH")
+    return {table: values for table, values in given.items() if values}
+
+
+def _serve(args: argparse.Namespace) -> None:
+    import trio
+
+    from ticker import app, config
+
+    options = config.load(args.config, _flags(args))
+    trio.run(app.serve, options, lambda line: print(line, flush=True))
+
+
+def _watch(args: argparse.Namespace) -> None:
+    import trio
+
+    from ticker import watch
+
+    url, symbols = args.url, args.symbols
+    if "://" not in url:  # `ticker watch BTC/USD` means the default server
+        url, symbols = "ws://127.0.0.1:8765/v2", [url, *symbols]
+    trio.run(watch.watch, url, symbols)
+
+
+def _info(args: argparse.Namespace) -> None:
+    from ticker import info
+
+    info.print_info(args.path)

@@ -1,0 +1,107 @@
+"""Reads the configuration: a TOML file with one table per part, overridden by command-line flags.
+
+The option structs live beside the classes that they configure; this module only composes them. Every mistake becomes
+a :class:`~ticker.errors.ConfigError` that names the key and what it may be.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from feeds.replay import ReplayOptions
+from feeds.simulate import SimulationOptions
+from ticker.errors import ConfigError
+from ticker.guard import GuardOptions
+from ticker.head import TrustOptions
+from ticker.server import ServerOptions
+from ticker.session import SessionOptions
+
+LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that can be set, by table of the configuration file.
+
+    Attributes:
+        server: Address, connection caps, keep-alive.
+        session: Throttle and limits of one client.
+        guard: What one connection may send.
+        trust: Allowed hosts and origins.
+        simulation: The simulated market; used unless there is a replay.
+        replay: A recording to replay.
+    """
+
+    server: ServerOptions = ServerOptions()
+    session: SessionOptions = SessionOptions()
+    guard: GuardOptions = GuardOptions()
+    trust: TrustOptions = TrustOptions()
+    simulation: SimulationOptions = SimulationOptions()
+    replay: ReplayOptions | None = None
+
+
+_TABLES: Final[dict[str, type[msgspec.Struct]]] = {
+    "server": ServerOptions,
+    "session": SessionOptions,
+    "guard": GuardOptions,
+    "trust": TrustOptions,
+    "simulation": SimulationOptions,
+    "replay": ReplayOptions,
+}
+
+
+def load(path: str | None, flags: dict[str, dict[str, Any]]) -> Options:
+    """Return the options of a file, if one is given, with flags over them.
+
+    Args:
+        path: The TOML file, or None.
+        flags: Values by table and key.
+
+    Raises:
+        ConfigError: Something in it is not allowed; the text names it.
+    """
+    tables = _read(path) if path else {}
+    origin = f"{path}: " if path else ""
+    unknown = sorted(tables.keys() - _TABLES.keys())
+    if unknown:
+        raise ConfigError(f"{origin}unknown table [{unknown[0]}]; there are {', '.join(_TABLES)}")
+    for table, values in flags.items():
+        tables[table] = {**tables.get(table, {}), **values}
+    parts = {table: _convert(origin, table, values) for table, values in tables.items()}
+    options = Options(**parts)  # type: ignore[arg-type]  # _TABLES gives each its type
+    if options.server.host not in LOOPBACK and not options.server.insecure:
+        raise ConfigError(
+            f"--host {options.server.host} can be reached from other machines, and nothing is encrypted or "
+            "authenticated: keep 127.0.0.1 and put a TLS proxy in front, or give --insecure"
+        )
+    return options
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read --config {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def _convert(origin: str, table: str, values: Any) -> msgspec.Struct:  # noqa: ANN401 - from TOML
+    kind = _TABLES[table]
+    allowed = ", ".join(kind.__struct_fields__)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{origin}[{table}] is a table with the keys {allowed}")
+    unknown = sorted(values.keys() - set(kind.__struct_fields__))
+    if unknown:
+        raise ConfigError(f"{origin}[{table}] has no key {unknown[0]!r}; it has {allowed}")
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        key = text.rpartition(" - at `$.")[2].rstrip("`") if " - at `$." in text else ""
+        what = text.partition(" - at `")[0]
+        name = f"[{table}] {key}: " if key else f"[{table}] "
+        raise ConfigError(f"{origin}{name}{what}") from None

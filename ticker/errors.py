@@ -1,0 +1,68 @@
+"""What can go wrong, told apart by whose fault it is. A leaf: it imports nothing of the project.
+
+* :class:`RequestError`: the client asked for something it cannot have. Answered on the wire; the connection lives.
+* :class:`ProtocolViolation`: the client broke the transport's rules. Answered with a Close frame.
+* :class:`ConfigError`: the person who starts the server has to change something. Printed without a traceback.
+
+Everything else that is raised is a defect of ours: logged with a traceback, Close 1011.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class Code(enum.IntEnum):
+    """Numbers of refusals, by range: 1xxx protocol, 2xxx subscriptions, 3xxx orders, 5xxx limits and auth."""
+
+    INVALID_JSON = 1001
+    INVALID_REQUEST = 1002
+    UNKNOWN_METHOD = 1003
+    INVALID_FIELD = 1004
+    UNKNOWN_CHANNEL = 2001
+    UNKNOWN_SYMBOL = 2002
+    ALREADY_SUBSCRIBED = 2003
+    NOT_SUBSCRIBED = 2004
+    TOO_MANY_SUBSCRIPTIONS = 2005
+    INVALID_ORDER = 3001
+    UNKNOWN_ORDER = 3002
+    INSUFFICIENT_FUNDS = 3102
+    DUPLICATE_CL_ORD_ID = 3103
+    TOO_MANY_ORDERS = 3104
+    NO_MARKET = 3105
+    RATE_LIMITED = 5001
+    BUSY = 5002
+
+
+class RequestError(Exception):
+    """A request that is refused with a reply.
+
+    Attributes:
+        text: The reply's ``error``, in Kraken's words where Kraken has any.
+        code: Which refusal it is, for machines.
+        symbol: The symbol that it concerns, if one.
+    """
+
+    def __init__(self, text: str, code: Code, *, symbol: str | None = None) -> None:
+        super().__init__(text)
+        self.text = text
+        self.code = code
+        self.symbol = symbol
+
+
+class ProtocolViolation(Exception):
+    """The peer broke the transport's rules or its limits.
+
+    Attributes:
+        close_code: RFC 6455 section 7.4.1 code for the Close frame.
+        reason: Text for the Close frame, at most 123 bytes of UTF-8.
+    """
+
+    def __init__(self, close_code: int, reason: str) -> None:
+        super().__init__(f"{close_code} {reason}")
+        self.close_code = close_code
+        self.reason = reason
+
+
+class ConfigError(Exception):
+    """A setting or an argument that its author has to change; the text names it and what is allowed."""

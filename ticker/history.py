@@ -1,0 +1,188 @@
+"""The market as it is now: the last state of every stream, and what a newcomer is shown.
+
+One writer, :meth:`History.apply`, called for every batch; everybody else reads. Each stream numbers its events from 1
+inside an *epoch*; a new epoch (start, loop, restart of the feed) begins with nothing. It must not know subscribers
+or formats.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+import numpy as np
+
+from feeds.analytics import Candles, DayStatistics
+from feeds.book import BookEvent, Books
+from feeds.instruments import Instruments
+from feeds.records import I32, I64, MISSING, Batch, Levels, Marker, Quotes, Trades
+
+#: How many trades a trade snapshot has (Kraken's number).
+SNAPSHOT_TRADES = 50
+
+#: A trade as a snapshot shows it: side, price ticks, qty lots, trade id, time ns.
+Print = tuple[int, int, int, int, int]
+
+
+class TickerRow(msgspec.Struct, frozen=True):
+    """One instrument's ticker: the arguments of :meth:`ticker.codec.RowCodec.ticker`."""
+
+    values: Sequence[float]
+    ts: int
+
+
+class History:
+    """Last state and positions of every stream of a market.
+
+    Attributes:
+        instruments: The market's.
+        epoch: Names the current numbering; changes whenever numbering begins anew.
+        ts: Market time of the last batch, int ns UTC; 0 before the first.
+        trade_position: int64, shape ``(n,)``: trades so far in this epoch.
+        quote_position: int64, shape ``(n,)``: changes of the best bid or offer so far in this epoch.
+        bid_px, bid_qty, ask_px, ask_qty: int64, shape ``(n,)``: best bid and offer, ticks and lots.
+        day: 24-hour statistics.
+        candles: Candles of all intervals.
+        books: Order books.
+        ended: Whether the feed has said that nothing follows.
+    """
+
+    def __init__(self, instruments: Instruments) -> None:
+        n = len(instruments)
+        self.instruments = instruments
+        self.day = DayStatistics(n)
+        self.candles = Candles(n)
+        self.books = Books()
+        self.trade_position = np.zeros(n, np.int64)
+        self.quote_position = np.zeros(n, np.int64)
+        self.bid_px, self.ask_px = np.empty(n, np.int64), np.empty(n, np.int64)
+        self.bid_qty, self.ask_qty = np.empty(n, np.int64), np.empty(n, np.int64)
+        self._row_ts = np.zeros(n, np.int64)
+        self._quoted = np.zeros(n, np.bool_)  # has quotes of its own: its book does not stand in for them
+        self._prints: dict[int, deque[Print]] = defaultdict(lambda: deque(maxlen=SNAPSHOT_TRADES))
+        self.epoch = ""
+        self.ts = 0
+        self.ended = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self.epoch = secrets.token_hex(4)
+        self.ended = False
+        self.day.reset()
+        self.candles.reset()
+        self.books.reset()
+        self._prints.clear()
+        for array in (self.trade_position, self.quote_position, self.bid_qty, self.ask_qty, self._row_ts):
+            array[:] = 0
+        self.bid_px[:] = MISSING
+        self.ask_px[:] = MISSING
+
+    def mark(self, marker: Marker) -> None:
+        """Take in a marker of the feed."""
+        if marker.kind == "epoch":
+            self._begin()
+        elif marker.kind == "gap":
+            self.books.mark_stale()
+        else:
+            self.ended = True
+
+    def apply(self, batch: Batch, on_book: Callable[[BookEvent], None]) -> None:
+        """Take in a batch.
+
+        Args:
+            batch: What happened.
+            on_book: Called after every book event, while the book shows exactly the state after it.
+        """
+        self.ts = batch.ts
+        if len(batch.trades):
+            self._apply_trades(batch.trades)
+        if len(batch.quotes):
+            self._apply_quotes(batch.quotes)
+        if len(batch.levels):
+            self._apply_levels(batch.levels, on_book)
+
+    def _apply_trades(self, trades: Trades) -> None:
+        self.day.apply(trades)
+        self.candles.apply(trades)
+        times = event_times(trades)
+        self.trade_position += np.bincount(trades.instrument, minlength=len(self.instruments))
+        # np.maximum.at, not assignment: event times may run backwards and ids repeat.
+        np.maximum.at(self._row_ts, trades.instrument, times)
+        last = trades if len(trades) < _MANY_TRADES else trades.take(_last_rows(trades.instrument, SNAPSHOT_TRADES))
+        for i, *print_ in prints(last):
+            self._prints[i].append(tuple(print_))  # type: ignore[arg-type]
+
+    def _apply_quotes(self, quotes: Quotes) -> None:
+        rows = _last_rows(quotes.instrument, 1)
+        ids = quotes.instrument[rows]
+        self.bid_px[ids], self.bid_qty[ids] = quotes.bid_px[rows], quotes.bid_qty[rows]
+        self.ask_px[ids], self.ask_qty[ids] = quotes.ask_px[rows], quotes.ask_qty[rows]
+        self._row_ts[ids] = np.maximum(self._row_ts[ids], event_times(quotes)[rows])
+        self._quoted[ids] = True
+        self.quote_position += np.bincount(quotes.instrument, minlength=len(self.instruments))
+
+    def _apply_levels(self, levels: Levels, on_book: Callable[[BookEvent], None]) -> None:
+        for event in self.books.apply(levels):
+            if not self._quoted[event.instrument]:
+                self._quote_from_book(event)
+            on_book(event)
+        for event in self.books.flush():  # an instant is never cut, so a snapshot that goes on has ended
+            on_book(event)
+
+    def _quote_from_book(self, event: BookEvent) -> None:
+        """Let the touch of the book stand in for the quotes that this source does not have."""
+        i, book = event.instrument, self.books[event.instrument]
+        bid, ask = book.best_bid or (MISSING, 0), book.best_ask or (MISSING, 0)
+        if (self.bid_px[i], self.bid_qty[i], self.ask_px[i], self.ask_qty[i]) == (*bid, *ask):
+            return
+        (self.bid_px[i], self.bid_qty[i]), (self.ask_px[i], self.ask_qty[i]) = bid, ask
+        self._row_ts[i] = max(int(self._row_ts[i]), event.ts_recv if event.ts_event == MISSING else event.ts_event)
+        self.quote_position[i] += 1
+
+    def ticker_rows(self, ids: I32) -> list[TickerRow]:
+        """Return the ticker of each instrument of ``ids`` (int32), in their order."""
+        day = self.day.rows(ids, self.ts)
+        change = np.where(day.last_px == MISSING, MISSING, day.last_px - day.open)
+        # + 0.0: a fall too small to print is 0.00, not -0.00
+        change_pct = np.round(100.0 * change / np.where(day.open == 0, 1, day.open), 2) + 0.0
+        columns = (
+            self.bid_px[ids], self.bid_qty[ids], self.ask_px[ids], self.ask_qty[ids], day.last_px, day.volume,
+            day.vwap, day.low, day.high, change, change_pct,
+        )  # fmt: skip
+        values = zip(*[column.tolist() for column in columns], strict=True)
+        return [TickerRow(row, ts) for row, ts in zip(values, self._row_ts[ids].tolist(), strict=True)]
+
+    def known(self, instrument: int) -> bool:
+        """Whether anything was quoted or traded in this epoch."""
+        return bool(self.quote_position[instrument] or self.trade_position[instrument])
+
+    def prints(self, instrument: int) -> list[Print]:
+        """Return the last trades of an instrument, oldest first, at most :data:`SNAPSHOT_TRADES`."""
+        return list(self._prints[instrument])
+
+
+#: From here on picking the rows that a snapshot can show is cheaper than entering them all.
+_MANY_TRADES = 2_000
+
+
+def event_times(table: Trades | Quotes) -> I64:
+    """Return when each row happened: the venue's time where it gave one, else the time of receipt; int64 ns."""
+    return np.where(table.ts_event == MISSING, table.ts_recv, table.ts_event)
+
+
+def prints(trades: Trades) -> Iterator[tuple[int, int, int, int, int, int]]:
+    """Return (instrument, side, price, qty, trade_id, time ns) of each row, as plain ints."""
+    columns = (trades.instrument, trades.side, trades.price, trades.qty, trades.trade_id, event_times(trades))
+    return zip(*[column.tolist() for column in columns], strict=True)
+
+
+def _last_rows(ids: I32, count: int) -> I64:
+    """Return the indices, ascending, of the last ``count`` rows of every id."""
+    order = np.argsort(ids, kind="stable")
+    grouped = ids[order]
+    position = np.arange(len(ids))
+    ends = np.flatnonzero(np.append(grouped[1:] != grouped[:-1], True))
+    end_of = np.repeat(ends, np.diff(ends, prepend=-1))
+    return np.sort(order[position > end_of - count])

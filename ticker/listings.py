@@ -1,0 +1,53 @@
+"""The names under which instruments are offered, numbered densely.
+
+An instrument has its symbol and perhaps aliases ("BTCUSDT", "BTC/USDT"). A client is answered under the name that it
+asked for, so what is encoded and subscribed to is a *listing*: one name of one instrument. Listing ids below
+``len(instruments)`` are the instruments' own symbols, in order; aliases follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from feeds.instruments import Instruments
+from ticker.codec import RowCodec
+from ticker.errors import Code, RequestError
+from ticker.wire import MAX_ECHO
+
+
+class Listings:
+    """All names of a market.
+
+    Attributes:
+        instruments: What is listed.
+        names: Name by listing id.
+        instrument_of: Instrument id by listing id.
+        codecs: Row printer by listing id.
+    """
+
+    def __init__(self, instruments: Instruments) -> None:
+        self.instruments = instruments
+        self.names = instruments.names
+        self.instrument_of = [instruments.id_of(name) for name in self.names]
+        self.codecs = [RowCodec(instruments[i], name) for name, i in zip(self.names, self.instrument_of, strict=True)]
+        self._ids = {name: listing for listing, name in enumerate(self.names)}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def id_of(self, name: str) -> int:
+        """Return the listing id of a name.
+
+        Raises:
+            RequestError: No such symbol; in Kraken's words.
+        """
+        listing = self._ids.get(name)
+        if listing is None:
+            shown = name[:MAX_ECHO]
+            raise RequestError(f"Currency pair not supported {shown}", Code.UNKNOWN_SYMBOL, symbol=shown)
+        return listing
+
+    def of_instruments(self, ids: Iterable[int], wanted: Iterable[int]) -> list[int]:
+        """Return those of the ``wanted`` listings whose instrument is in ``ids``."""
+        chosen = set(ids)
+        return [listing for listing in wanted if self.instrument_of[listing] in chosen]

@@ -1,0 +1,345 @@
+"""One port: accepts connections, reads each one's head, and runs a WebSocket session or answers a page request.
+
+A connection can only ever end itself. Whatever goes wrong in one, in the library or in our own code, stops at
+:meth:`Server.serve_connection`, is counted, and costs that connection a Close frame.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import Counter
+from typing import Annotated, Any, Final
+
+import msgspec
+import trio
+import trio_websocket
+
+from ticker.codec import PING, close_frame, frame
+from ticker.errors import ProtocolViolation
+from ticker.guard import FrameGuard, GuardOptions
+from ticker.head import BadHead, Head, TrustOptions, check_trust, read_head
+from ticker.market import Market
+from ticker.outbox import Outbox
+from ticker.session import Session, SessionOptions
+from ticker.transport import Transport
+from ticker.web import Web
+
+logger = logging.getLogger(__name__)
+
+PATHS: Final = ("/v2", "/", "/ws")
+GOING_AWAY: Final = 1001
+INTERNAL_ERROR: Final = 1011
+NO_PONG: Final = 4009
+#: How long an ending connection may take: to accept our Close frame and to answer it.
+CLOSE_TIMEOUT_S: Final = 2.0
+#: trio-websocket answers a valid head at once; this only bounds a defect.
+HANDSHAKE_TIMEOUT_S: Final = 5.0
+HEARTBEAT_S: Final = 1.0
+
+
+class ServerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the server listens, and how many it serves.
+
+    Attributes:
+        host: Address to bind; anything but loopback needs ``insecure``.
+        port: 0 picks a free one.
+        insecure: Whether it may be reached from other machines although nothing is encrypted.
+        max_connections: Over all addresses; one more is answered 503.
+        max_connections_per_address: From one address.
+        ping_interval_s: A silent peer is pinged this often, and has the same time to answer.
+        ping_timeout_s: How long it may stay silent after a ping.
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8765
+    insecure: bool = False
+    max_connections: Annotated[int, msgspec.Meta(ge=1)] = 20_000
+    max_connections_per_address: Annotated[int, msgspec.Meta(ge=1)] = 20_000
+    ping_interval_s: Annotated[float, msgspec.Meta(gt=0)] = 20.0
+    ping_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 20.0
+
+
+class ServerStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What the server has done so far.
+
+    Attributes:
+        connections: Open now, of any kind.
+        sessions: Open WebSocket sessions.
+        accepted: Connections so far.
+        ended: Why connections ended, by reason.
+        sent_frames: Buffers sent by the sessions that are open.
+        backlog_bytes: Bytes waiting in the outboxes of the sessions that are open.
+    """
+
+    connections: int
+    sessions: int
+    accepted: int
+    ended: dict[str, int]
+    sent_frames: int
+    backlog_bytes: int
+
+
+class GuardedStream(trio.abc.Stream):
+    """What trio-websocket reads and writes: the guarded peer on one side, the outbox on the other.
+
+    It first gives back the head that was read already. Nothing more is read before our own 101 went out.
+    """
+
+    def __init__(self, transport: Transport, outbox: Outbox, guard: FrameGuard, head: Head) -> None:
+        self._transport = transport
+        self._outbox = outbox
+        self._guard = guard
+        self._head, self._rest = head.raw, head.rest
+        self.opened = trio.Event()
+        self.violation: ProtocolViolation | None = None
+        self.received_at = trio.current_time()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Return the next bytes; ``b""`` at the end or after a violation, which has been answered with a Close."""
+        if self._head:
+            head, self._head = self._head, b""
+            return head
+        await self.opened.wait()
+        data, self._rest = self._rest, b""
+        if not data:
+            data = await self._transport.receive_some(max_bytes)
+        self.received_at = trio.current_time()
+        try:
+            self._guard.feed(data, self.received_at)
+        except ProtocolViolation as violation:
+            self.violation = violation
+            self._outbox.push(close_frame(violation.close_code, violation.reason))
+            self._outbox.seal()
+            return b""
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Queue a whole frame; after a Close frame nothing more goes out."""
+        await trio.lowlevel.checkpoint()
+        if self._outbox.failed.is_set():
+            raise trio.BrokenResourceError
+        self._outbox.push(bytes(data))
+        if self.opened.is_set() and data[0] & 0x0F == 0x08:
+            self._outbox.seal()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """It never blocks: the outbox is bounded and ends the connection instead."""
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        """Let what was queued go out, tell the peer that nothing follows, and close; 2 s at most."""
+        self._outbox.seal()
+        with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+            await self._outbox.wait_flushed()
+            await self._transport.finish()
+        await self._transport.aclose()
+
+
+class Server:
+    """Serves a market to whoever connects.
+
+    Attributes:
+        sessions: Open sessions by connection id.
+    """
+
+    def __init__(
+        self,
+        market: Market,
+        web: Web,
+        options: ServerOptions,
+        *,
+        session: SessionOptions,
+        guard: GuardOptions,
+        trust: TrustOptions,
+    ) -> None:
+        self._market = market
+        self._web = web
+        self._options = options
+        self._session_options = session
+        self._guard_options = guard
+        self._trust = trust
+        self._ids = itertools.count(1)
+        self._per_address: Counter[str] = Counter()
+        self._ended: Counter[str] = Counter()
+        self._accepted = 0
+        self._draining = False
+        self._left = trio.Event()  # replaced whenever a connection has ended
+        self.sessions: dict[int, Session] = {}
+        self._outboxes: dict[int, Outbox] = {}
+
+    # One connection
+
+    async def serve_connection(self, transport: Transport) -> None:
+        """Serve one connection from its first byte to its last; never raises."""
+        peer = transport.peer
+        self._accepted += 1
+        self._per_address[peer] += 1
+        try:
+            await self._serve(transport)
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._ended["reset"] += 1
+        except* Exception:
+            self._ended["defect"] += 1
+            logger.exception("connection from %s ended by a defect", peer)
+        finally:
+            transport.close()
+            self._left.set()
+            self._left = trio.Event()
+            self._per_address[peer] -= 1
+            if not self._per_address[peer]:
+                del self._per_address[peer]
+
+    async def _serve(self, transport: Transport) -> None:
+        try:
+            if self._full(transport.peer):
+                raise BadHead(503, "too many connections")
+            head = await read_head(transport)
+            if head is None:
+                self._ended["no request"] += 1
+                return
+            check_trust(head, self._trust, self._options.host)
+            if not head.upgrades:
+                await self._web.respond(transport, head)
+                self._ended["http"] += 1
+                return
+            if head.method != "GET" or head.path not in PATHS:
+                raise BadHead(404, f"WebSockets are at {' '.join(PATHS)}")
+        except BadHead as error:
+            self._ended[f"http {error.status}"] += 1
+            await self._web.refuse(transport, error)
+            return
+        await self._websocket(transport, head)
+
+    def _full(self, peer: str) -> bool:
+        total = self._per_address.total()
+        return (
+            self._draining
+            or total > self._options.max_connections
+            or self._per_address[peer] > self._options.max_connections_per_address
+        )
+
+    async def _websocket(self, transport: Transport, head: Head) -> None:
+        outbox = Outbox(transport)
+        guard = FrameGuard(self._guard_options, trio.current_time())
+        stream = GuardedStream(transport, outbox, guard, head)
+        async with trio.open_nursery() as outer:
+            outer.start_soon(outbox.run)
+            try:
+                await self._converse(stream, outbox)
+            except* Exception:
+                self._ended["defect"] += 1
+                logger.exception("session from %s ended by a defect", transport.peer)
+                outbox.push(close_frame(INTERNAL_ERROR, "internal error"))
+            finally:
+                await stream.aclose()
+            outer.cancel_scope.cancel()
+
+    async def _converse(self, stream: GuardedStream, outbox: Outbox) -> None:
+        """Shake hands, run the session, and say goodbye if it was ours to say."""
+        async with trio.open_nursery() as nursery:
+            with trio.fail_after(HANDSHAKE_TIMEOUT_S):
+                request = await trio_websocket.wrap_server_stream(
+                    nursery, stream, max_message_size=self._guard_options.max_message_bytes
+                )
+                connection = await request.accept()
+            stream.opened.set()
+            session = Session(next(self._ids), outbox, self._market, self._session_options)
+            self.sessions[session.id], self._outboxes[session.id] = session, outbox
+            try:
+                nursery.start_soon(self._keep_alive, stream, outbox, session)
+                async with trio.open_nursery() as reading:
+                    reading.start_soon(self._end_on_demand, session, outbox, reading.cancel_scope)
+                    reading.start_soon(self._end_on_failure, outbox, reading.cancel_scope)
+                    await self._read(connection, session)
+                    reading.cancel_scope.cancel()
+            finally:
+                del self.sessions[session.id], self._outboxes[session.id]
+                session.forget()
+            self._ended[self._reason(stream, outbox, session)] += 1
+            if session.ending.is_set():
+                outbox.push(close_frame(*session.close))
+                outbox.seal()
+                await self._drain(connection)
+            nursery.cancel_scope.cancel()
+
+    async def _read(self, connection: Any, session: Session) -> None:  # noqa: ANN401 - trio-websocket is untyped here
+        session.begin()
+        while True:
+            try:
+                message = await connection.get_message()
+            except trio_websocket.ConnectionClosed:
+                return
+            session.receive(message)
+
+    async def _drain(self, connection: Any) -> None:  # noqa: ANN401
+        """Read on until the peer has answered our Close; closing earlier could reset it away."""
+        with trio.move_on_after(CLOSE_TIMEOUT_S):
+            try:
+                while True:
+                    await connection.get_message()
+            except trio_websocket.ConnectionClosed:
+                pass
+
+    async def _keep_alive(self, stream: GuardedStream, outbox: Outbox, session: Session) -> None:
+        """Ping a peer that has been silent; whatever it sends afterwards is a sign of life."""
+        while True:
+            await trio.sleep_until(stream.received_at + self._options.ping_interval_s)
+            if trio.current_time() < stream.received_at + self._options.ping_interval_s:
+                continue
+            pinged_at = trio.current_time()
+            outbox.push(frame(b"", PING))
+            await trio.sleep(self._options.ping_timeout_s)
+            if stream.received_at < pinged_at:
+                session.end(NO_PONG, "no answer to a ping")
+                return
+
+    async def _end_on_demand(self, session: Session, outbox: Outbox, reading: trio.CancelScope) -> None:
+        await session.ending.wait()
+        reading.cancel()
+
+    async def _end_on_failure(self, outbox: Outbox, reading: trio.CancelScope) -> None:
+        await outbox.failed.wait()
+        reading.cancel()
+
+    def _reason(self, stream: GuardedStream, outbox: Outbox, session: Session) -> str:
+        if session.ending.is_set():
+            return f"closed {session.close[0]}"
+        if stream.violation is not None:
+            return f"violation {stream.violation.close_code}"
+        return "output failed" if outbox.failed.is_set() else "peer left"
+
+    # All of them
+
+    async def heartbeats(self) -> None:
+        """Tell every subscriber to whom nothing was sent for a second that the connection lives."""
+        while True:
+            await trio.sleep(HEARTBEAT_S)
+            for position, session in enumerate(list(self.sessions.values())):
+                session.beat()
+                if position % 64 == 63:
+                    await trio.lowlevel.checkpoint()
+
+    def drain(self, reconnect_after_ms: int) -> None:
+        """Tell every client that the server stops, and end its session with Close 1001; take no new ones."""
+        self._draining = True
+        for session in list(self.sessions.values()):
+            session.tell_status("maintenance", reconnect_after_ms)
+            session.end(GOING_AWAY, "the server stops")
+
+    async def wait_empty(self) -> None:
+        """Wait until no connection is left."""
+        while self._per_address:
+            await self._left.wait()
+
+    def statistics(self) -> ServerStatistics:
+        """Return the counts so far."""
+        outboxes = [outbox.statistics() for outbox in self._outboxes.values()]
+        return ServerStatistics(
+            connections=self._per_address.total(),
+            sessions=len(self.sessions),
+            accepted=self._accepted,
+            ended=dict(self._ended),
+            sent_frames=sum(outbox.frames for outbox in outboxes),
+            backlog_bytes=sum(outbox.backlog_bytes for outbox in outboxes),
+        )

@@ -1,0 +1,262 @@
+"""One client: its requests, in order, and what it is answered.
+
+A session reads every message, answers every request, and leaves market data to the broadcaster. It must not know
+sockets or HTTP: messages come in as text, frames go out through an outbox.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Annotated, Any, Final
+
+import msgspec
+import trio
+
+from feeds import clock
+from ticker import __version__, wire
+from ticker.broadcast import Subscriber
+from ticker.codec import fixed, frame, rfc3339
+from ticker.errors import Code, RequestError
+from ticker.guard import TokenBucket
+from ticker.market import Market
+from ticker.orders.gateway import PRIVATE_CHANNELS
+from ticker.outbox import Outbox
+from ticker.subscriptions import understand
+from ticker.wire import Reply, Request, SubscribeParams
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_FRAME: Final = frame(wire.HEARTBEAT)
+SLOW_CONSUMER: Final = 4008
+
+
+class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits of one session.
+
+    Attributes:
+        ticker_interval_ms: Throttle of the ticker channel; 0 sends every event.
+        max_subscriptions: (channel, symbol) pairs.
+        requests_per_s: Sustained requests per second; more are refused, the session lives.
+        requests_burst: How many may come at once.
+    """
+
+    ticker_interval_ms: Annotated[int, msgspec.Meta(ge=0, le=60_000)] = 100
+    max_subscriptions: Annotated[int, msgspec.Meta(ge=1)] = 20_000
+    requests_per_s: Annotated[float, msgspec.Meta(gt=0)] = 20_000.0
+    requests_burst: Annotated[float, msgspec.Meta(ge=1)] = 20_000.0
+
+
+class Session:
+    """One connected client.
+
+    Attributes:
+        id: Number of the connection.
+        ending: Set when the server wants the session to end.
+        close: The Close code and reason that go with it.
+    """
+
+    def __init__(self, session_id: int, outbox: Outbox, market: Market, options: SessionOptions) -> None:
+        self.id = session_id
+        self.ending = trio.Event()
+        self.close: tuple[int, str] = (1000, "")
+        self._outbox = outbox
+        self._market = market
+        self._options = options
+        self._bucket = TokenBucket(options.requests_per_s, options.requests_burst, trio.current_time())
+        self._subscriber = Subscriber(outbox, lambda reason: self.end(SLOW_CONSUMER, reason))
+        self._reads_instruments = False
+        self._beaten_at = 0
+        outbox.on_writable = lambda: market.broadcaster.writable(self._subscriber)
+        self._methods: dict[str, Callable[[Request, str], None]] = {
+            "ping": self._ping,
+            "subscribe": self._subscribe,
+            "unsubscribe": self._unsubscribe,
+            "add_order": self._order,
+            "cancel_order": self._order,
+        }
+
+    # Life
+
+    def begin(self) -> None:
+        """Greet the client."""
+        self.tell_status("online")
+
+    def end(self, code: int, reason: str) -> None:
+        """Ask for the end of the session, with a Close code; the first to ask decides."""
+        if not self.ending.is_set():
+            self.close = (code, reason)
+            self.ending.set()
+
+    def forget(self) -> None:
+        """Give up everything that is held for this client."""
+        self._market.broadcaster.remove(self._subscriber)
+        self._market.gateway.remove(self)
+
+    def tell_status(self, system: Any, reconnect_after_ms: int | msgspec.UnsetType = msgspec.UNSET) -> None:  # noqa: ANN401
+        """Send the status of the system: ``online`` or ``maintenance``."""
+        row = wire.StatusRow(
+            system=system,
+            api_version=wire.API_VERSION,
+            connection_id=self.id,
+            version=__version__,
+            mode=self._market.mode,
+            reconnect_after_ms=reconnect_after_ms,
+        )
+        self.send(wire.Message(channel="status", type="update", data=[row]))
+
+    def beat(self) -> None:
+        """Send a heartbeat if nothing else was sent since the last call and there is a subscription."""
+        silent = self._outbox.frames == self._beaten_at
+        if silent and (self._subscriber.subscriptions or self._reads_instruments or self._market.gateway.reads(self)):
+            self._outbox.offer(HEARTBEAT_FRAME)
+        self._beaten_at = self._outbox.frames
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Send a message that must arrive."""
+        self._outbox.push(frame(wire.encode(message)))
+
+    # Requests
+
+    def receive(self, message: str | bytes) -> None:
+        """Answer one message of the client; a request that is refused is answered too."""
+        time_in = rfc3339(clock.wall_ns())
+        request = Request("")
+        try:
+            if self._bucket.take(1, trio.current_time()):
+                raise RequestError("EGeneral:Too many requests", Code.RATE_LIMITED)
+            if isinstance(message, bytes):
+                raise RequestError("requests are text frames", Code.INVALID_REQUEST)
+            request = wire.decode_request(message)
+            method = self._methods.get(request.method)
+            if method is None:
+                raise RequestError(f"Unknown method {request.method[: wire.MAX_ECHO]}", Code.UNKNOWN_METHOD)
+            method(request, time_in)
+        except RequestError as error:
+            self.refuse(request, time_in, error)
+
+    def accept(self, request: Request, time_in: str, result: dict[str, Any]) -> None:
+        """Send the reply to a request that was done."""
+        self._reply(request, time_in, success=True, result=result)
+
+    def refuse(self, request: Request, time_in: str, error: RequestError) -> None:
+        """Send the reply to a request that was not done."""
+        symbol = msgspec.UNSET if error.symbol is None else error.symbol
+        self._reply(request, time_in, success=False, error=error.text, symbol=symbol)
+
+    def _reply(self, request: Request, time_in: str, **fields: Any) -> None:  # noqa: ANN401
+        time_out = rfc3339(clock.wall_ns())
+        reply = Reply(
+            method=request.method[: wire.MAX_ECHO], time_in=time_in, time_out=time_out, req_id=request.req_id, **fields
+        )
+        self.send(reply)
+
+    def _ping(self, request: Request, time_in: str) -> None:
+        time_out = rfc3339(clock.wall_ns())
+        self.send(Reply(method="pong", time_in=time_in, time_out=time_out, req_id=request.req_id))
+
+    def _subscribe(self, request: Request, time_in: str) -> None:
+        params = wire.params_of(request, SubscribeParams)
+        if params.channel == "instrument":
+            self._subscribe_instruments(request, time_in, params)
+        elif params.channel in PRIVATE_CHANNELS:
+            self._market.gateway.subscribe(self, request, time_in, params)
+        else:
+            self._subscribe_market(request, time_in, params)
+
+    def _subscribe_market(self, request: Request, time_in: str, params: SubscribeParams) -> None:
+        wish = understand(params, self._options.ticker_interval_ms)
+        had = self._subscriber.subscriptions.get(wish.key)
+        held = sum(len(subscription.listings) for subscription in self._subscriber.subscriptions.values())
+        added: list[int] = []
+        for symbol in wish.symbols:
+            try:
+                listing = self._market.listings.id_of(symbol)
+                if had is not None and listing in had.listings:
+                    raise RequestError("Already subscribed", Code.ALREADY_SUBSCRIBED, symbol=symbol)
+                if held + len(added) >= self._options.max_subscriptions:
+                    text = f"a connection may have {self._options.max_subscriptions} subscriptions"
+                    raise RequestError(text, Code.TOO_MANY_SUBSCRIPTIONS, symbol=symbol)
+            except RequestError as error:
+                self.refuse(request, time_in, error)
+            else:
+                added.append(listing)
+                self.accept(request, time_in, {"channel": wish.key.channel, "symbol": symbol, **wish.parameters})
+        if added:
+            self._market.broadcaster.subscribe(self._subscriber, wish.key, added, snapshot=wish.snapshot)
+
+    def _unsubscribe(self, request: Request, time_in: str) -> None:
+        params = wire.params_of(request, SubscribeParams)
+        if params.channel == "instrument":
+            self._unsubscribe_instruments(request, time_in)
+        elif params.channel in PRIVATE_CHANNELS:
+            self._market.gateway.unsubscribe(self, request, time_in, params)
+        else:
+            self._unsubscribe_market(request, time_in, params)
+
+    def _unsubscribe_market(self, request: Request, time_in: str, params: SubscribeParams) -> None:
+        wish = understand(params, self._options.ticker_interval_ms)
+        for symbol in wish.symbols:
+            try:
+                listing = self._market.listings.id_of(symbol)
+                self._market.broadcaster.unsubscribe(self._subscriber, wish.key, [listing])
+            except RequestError as error:
+                error.symbol = symbol
+                self.refuse(request, time_in, error)
+            else:
+                parameters = {name: value for name, value in wish.parameters.items() if name != "snapshot"}
+                self.accept(request, time_in, {"channel": wish.key.channel, "symbol": symbol, **parameters})
+
+    def _subscribe_instruments(self, request: Request, time_in: str, params: SubscribeParams) -> None:
+        if self._reads_instruments:
+            raise RequestError("Already subscribed", Code.ALREADY_SUBSCRIBED)
+        self._reads_instruments = True
+        snapshot = params.snapshot is not False
+        self.accept(request, time_in, {"channel": "instrument", "snapshot": snapshot})
+        if snapshot:
+            self.send(wire.Message(channel="instrument", type="snapshot", data=instrument_data(self._market)))
+
+    def _unsubscribe_instruments(self, request: Request, time_in: str) -> None:
+        if not self._reads_instruments:
+            raise RequestError("Subscription Not Found", Code.NOT_SUBSCRIBED)
+        self._reads_instruments = False
+        self.accept(request, time_in, {"channel": "instrument"})
+
+    def _order(self, request: Request, time_in: str) -> None:
+        self._market.gateway.submit(self, request, time_in)
+
+
+def instrument_data(market: Market) -> dict[str, Any]:
+    """Return the assets and pairs of a market, as the ``instrument`` channel shows them."""
+    pairs = []
+    precisions: dict[str, int] = {}
+    for name, instrument_id in zip(market.listings.names, market.listings.instrument_of, strict=True):
+        instrument = market.listings.instruments[instrument_id]
+        price, qty = instrument.price_precision, instrument.qty_precision
+        for asset, precision in ((instrument.base, qty), (instrument.quote, price)):
+            precisions[asset] = max(precision, precisions.get(asset, 0))
+        increment = msgspec.Raw(fixed(instrument.price_increment, price).encode())
+        pairs.append(
+            {
+                "symbol": name,
+                "base": instrument.base,
+                "quote": instrument.quote,
+                "status": "online",
+                "qty_precision": qty,
+                "qty_increment": msgspec.Raw(fixed(instrument.qty_increment, qty).encode()),
+                "price_precision": price,
+                "cost_precision": price + qty,
+                "marginable": False,
+                "has_index": False,
+                "cost_min": 0,
+                "tick_size": increment,
+                "price_increment": increment,
+                "qty_min": msgspec.Raw(fixed(instrument.qty_min, qty).encode()),
+            }
+        )
+    assets = [
+        {"id": asset, "status": "enabled", "precision": precision, "precision_display": precision}
+        for asset, precision in precisions.items()
+        if asset
+    ]
+    return {"assets": assets, "pairs": pairs}

@@ -1,0 +1,215 @@
+"""Every control message of the protocol, and how requests are read.
+
+Kraken WebSocket v2 is the dialect: keys are Kraken's, unknown keys are ignored. Numbers of a request are read as
+:class:`~decimal.Decimal`, exactly as the client wrote them. Rows of market data are printed by :mod:`ticker.codec`.
+This module must not know sessions, markets or sockets.
+"""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import Any, Final, Literal, NoReturn, TypeVar
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from ticker.errors import Code, RequestError
+
+API_VERSION: Final = "v2"
+#: JSON deeper than this is refused; no request needs more than four.
+MAX_DEPTH: Final = 8
+#: How much of a client's text an error repeats.
+MAX_ECHO: Final = 256
+
+
+class Request(msgspec.Struct, frozen=True):
+    """The envelope of every request; ``params`` are read by :func:`params_of` once the method is known."""
+
+    method: str
+    params: dict[str, Any] | None = None
+    req_id: int | UnsetType = UNSET
+
+
+class SubscribeParams(msgspec.Struct, frozen=True):
+    """Parameters of ``subscribe`` and ``unsubscribe``; which of them count depends on the channel."""
+
+    channel: str
+    symbol: str | list[str] | UnsetType = UNSET
+    snapshot: bool | UnsetType = UNSET
+    event_trigger: Literal["trades", "bbo"] | UnsetType = UNSET
+    depth: int | UnsetType = UNSET
+    interval: int | UnsetType = UNSET
+
+    @property
+    def symbols(self) -> list[str]:
+        """The symbols asked for; empty if none were given."""
+        if self.symbol is UNSET:
+            return []
+        return [self.symbol] if isinstance(self.symbol, str) else self.symbol
+
+
+class AddOrderParams(msgspec.Struct, frozen=True):
+    """Parameters of ``add_order``."""
+
+    order_type: Literal["limit", "market"]
+    side: Literal["buy", "sell"]
+    symbol: str
+    order_qty: Decimal
+    limit_price: Decimal | UnsetType = UNSET
+    time_in_force: Literal["gtc", "ioc"] = "gtc"
+    cl_ord_id: str | UnsetType = UNSET
+
+
+class CancelOrderParams(msgspec.Struct, frozen=True):
+    """Parameters of ``cancel_order``: orders by either kind of id."""
+
+    order_id: list[str] = []
+    cl_ord_id: list[str] = []
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer to a request; a subscribe has one per symbol.
+
+    Attributes:
+        result: After success: parameters that can be sent back as they are, or the order's ids.
+        error: After failure: Kraken's words.
+        symbol: After a failed subscribe: which symbol failed.
+        time_in: RFC 3339: when the request was received.
+        time_out: RFC 3339: when this was sent.
+    """
+
+    method: str
+    result: dict[str, Any] | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+    symbol: str | UnsetType = UNSET
+    success: bool | UnsetType = UNSET
+    time_in: str
+    time_out: str
+    req_id: int | UnsetType = UNSET
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """A message of a channel whose rows are not market data."""
+
+    channel: str
+    type: Literal["snapshot", "update"]
+    data: Any
+
+
+class StatusRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What ``status`` says, on connecting and when it changes.
+
+    Attributes:
+        system: ``online`` or ``maintenance``.
+        mode: ``sim`` or ``replay``: nothing simulated or replayed is labelled live.
+        reconnect_after_ms: Before a planned stop: when it is worth coming back.
+    """
+
+    system: Literal["online", "maintenance"]
+    api_version: str
+    connection_id: int
+    version: str
+    mode: str
+    reconnect_after_ms: int | UnsetType = UNSET
+
+
+HEARTBEAT: Final = b'{"channel":"heartbeat"}'
+
+encode = msgspec.json.Encoder(decimal_format="number").encode
+
+_Params = TypeVar("_Params", bound=msgspec.Struct)
+
+
+def decode_request(text: str) -> Request:
+    """Read a request.
+
+    Raises:
+        RequestError: It is not JSON of the accepted kind (NaN, Infinity, duplicate keys, integers beyond 64 bits,
+            lone surrogates and depth over 8 are refused), or not a request.
+    """
+    raw = _loads(text)
+    if not isinstance(raw, dict) or "method" not in raw:
+        raise RequestError("a request is an object with a method", Code.INVALID_REQUEST)
+    try:
+        return msgspec.convert(raw, Request)
+    except msgspec.ValidationError as error:
+        raise RequestError(f"malformed request: {error}", Code.INVALID_REQUEST) from None
+
+
+def params_of(request: Request, kind: type[_Params]) -> _Params:
+    """Read a request's parameters.
+
+    Raises:
+        RequestError: A field is missing or has the wrong type; the text names it.
+    """
+    try:
+        return msgspec.convert(request.params or {}, kind)
+    except msgspec.ValidationError as error:
+        raise RequestError(f"{request.method}: {error}"[:MAX_ECHO], Code.INVALID_FIELD) from None
+
+
+def _loads(text: str) -> Any:  # noqa: ANN401 - JSON
+    if _depth_over(text, MAX_DEPTH):
+        raise RequestError(f"JSON deeper than {MAX_DEPTH}", Code.INVALID_JSON)
+    try:
+        value = json.loads(
+            text, parse_float=_number, parse_int=_integer, parse_constant=_constant, object_pairs_hook=_unique
+        )
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        raise RequestError("a string holds half of a surrogate pair", Code.INVALID_JSON) from None
+    except ValueError as error:
+        raise RequestError(f"invalid JSON: {error}"[:MAX_ECHO], Code.INVALID_JSON) from None
+    return value
+
+
+def _depth_over(text: str, limit: int) -> bool:
+    """Whether brackets nest deeper than ``limit``; brackets inside strings do not count."""
+    if text.count("[") + text.count("{") <= limit:
+        return False
+    depth = 0
+    in_string = escaped = False
+    for char in text:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif char == "\\":
+                escaped = True
+            elif char == '"':
+                in_string = False
+        elif char == '"':
+            in_string = True
+        elif char in "[{":
+            depth += 1
+            if depth > limit:
+                return True
+        elif char in "]}":
+            depth -= 1
+    return False
+
+
+def _number(text: str) -> Decimal:
+    value = Decimal(text)
+    if abs(value.adjusted()) > 30:  # no price or quantity is near 1e30; 1e400 must not become an integer of 400 digits
+        raise ValueError(f"number out of range: {text[:32]}")
+    return value
+
+
+def _integer(text: str) -> int:
+    value = int(text) if len(text) <= 20 else 2**64
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"integer beyond 64 bits: {text[:32]}")
+    return value
+
+
+def _constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("an object has a key twice")
+    return value
