@@ -121,11 +121,12 @@ class Recording:
         return self._stream("book", Levels)
 
     def _stream(self, kind: str, table: type[TableT]) -> Iterator[TableT]:
-        if (file := self._files.get(kind)) is None:
+        if kind not in self._files:
             return
-        decoder = layout.Decoder(kind, file.path, self.instruments)
-        with _readable(file.path):  # damaged text shows when it is decoded
-            for batch in _record_batches(file.path, layout.needed(kind)):
+        path = self._files[kind].path
+        decoder = layout.Decoder(kind, path, self.instruments)
+        with _readable(path):  # damaged text shows when it is decoded
+            for batch in _record_batches(path, layout.needed(kind)):
                 if batch.num_rows:
                     yield cast(TableT, decoder.decode(batch))
 
@@ -323,8 +324,7 @@ def _sum_up(silences: I64) -> Silences:
 
 def _common(a: I64, b: I64) -> I64:
     """Return the intersections longer than :data:`SILENCE_NS` of two sorted lists of disjoint intervals."""
-    found = []
-    i = j = 0
+    found, i, j = [], 0, 0
     while i < len(a) and j < len(b):
         start, end = max(a[i, 0], b[j, 0]), min(a[i, 1], b[j, 1])
         if end - start > SILENCE_NS:
@@ -477,20 +477,20 @@ def write_recording(
         RecordingError: There are no rows, they are out of order, or the files cannot be written.
     """
     folder, name = Path(prefix).parent, Path(prefix).name
-    writers = {k: _Writer(k, _path_of(folder, name, k), instruments, venue) for k in layout.TABLES}
+    writers = [_Writer(kind, _path_of(folder, name, kind), instruments, venue) for kind in layout.TABLES]
     try:
         for batch in batches:
-            for kind, table in (("trades", batch.trades), ("quotes", batch.quotes), ("book", batch.levels)):
-                writers[kind].add(table)
-        if not sum(writer.finish() for writer in writers.values()):
+            for writer, table in zip(writers, (batch.trades, batch.quotes, batch.levels), strict=True):
+                writer.add(table)
+        if not sum(writer.finish() for writer in writers):
             raise RecordingError(f"{prefix}: nothing to record; the feed gave no rows")
         _write_instruments(_path_of(folder, name, "instruments"), instruments)
-        for writer in writers.values():
+        for writer in writers:
             writer.publish()
     except OSError as error:
         raise RecordingError(f"{prefix}: cannot be written ({error}); check the folder and its space") from error
     finally:
-        for writer in writers.values():
+        for writer in writers:
             writer.abandon()
     return open_recording(prefix)
 

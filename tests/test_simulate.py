@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import feeds
-from feeds import clock, depth, models, simulate
-from feeds.depth import DepthModel
+from feeds import clock, models, simulate
 from feeds.errors import OptionError
 from feeds.feed import Feed, Supervisor
 from feeds.instruments import MAX_UNITS
@@ -135,6 +134,7 @@ def check_book_event(book, rows, levels, touch):
     assert [row["action"] == CLEAR for row in rows] == [first, *[False] * (len(rows) - 1)]
     if first:
         assert len(rows) == 1 + 2 * levels
+    assert len({(row["side"], row["price"]) for row in rows}) == len(rows), "a level is named twice"
     for row in rows:
         book.apply(row)
     assert [len(side) for side in book.sides.values()] == [levels, levels]
@@ -394,37 +394,6 @@ def test_books_come_once_in_their_interval_and_not_all_at_once():
     assert set(np.diff(times).tolist()) == {10 * WINDOW}
     windows = np.bincount((levels.ts_recv - START) // WINDOW)[11:]
     assert windows.min() > 0
-
-
-def test_a_book_without_a_new_quote_mostly_stays():
-    pairs = [models.pair("BTC/USD")]
-    model = DepthModel(pairs, 200)
-    touch = np.array([[950_000], [950_001], [5], [7]])
-    random = np.random.default_rng(3)
-    ids = np.array([0])
-    first = model.publish(ids, touch, random.random((1, model.uniforms)))
-    assert first.column.tolist() == [0, *range(401, 801)]
-    again = model.publish(ids, touch, random.random((1, model.uniforms)))
-    assert len(again.book) / 398 == pytest.approx(1 / 8, abs=0.05)
-    assert not np.isin(again.column, [401, 601]).any()  # the touch is as it was
-    calm = model.publish(ids, touch, np.full((1, model.uniforms), 0.9))
-    assert len(calm.book) == 0
-    # Sizes grow with the root of the depth.
-    near, far = first.qty[1:51].mean(), first.qty[151:201].mean()
-    assert 1.5 < far / near < 5
-
-
-def test_a_touch_that_moves_within_the_grid_changes_few_levels():
-    model = DepthModel([models.pair("BTC/USD")], 25)
-    step = int(depth.level_steps([models.pair("BTC/USD")])[0])
-    ids, calm = np.array([0]), np.full((1, model.uniforms), 0.9)
-    bid = 50_000 * step + 1
-    model.publish(ids, np.array([[bid], [bid + 1], [5], [7]]), calm)
-    change = model.publish(ids, np.array([[bid + step], [bid + step + 1], [5], [7]]), calm)
-    removed = change.price[change.qty == 0].tolist()
-    # Bids: the old touch and the deepest go. Asks: the old touch and the nearest level, overtaken, go.
-    assert removed == [bid, (50_000 - 23) * step, bid + 1, 50_001 * step]
-    assert len(change.price) == 8
 
 
 # In time.

@@ -147,7 +147,7 @@ class Session:
     def _reply(self, request: Request, time_in: str, **fields: Any) -> None:  # noqa: ANN401
         time_out = rfc3339(clock.wall_ns())
         reply = Reply(
-            method=request.method[: wire.MAX_ECHO], time_in=time_in, time_out=time_out, req_id=request.req_id, **fields
+            method=request.method[: wire.MAX_ECHO] or msgspec.UNSET, time_in=time_in, time_out=time_out, req_id=request.req_id, **fields
         )
         self.send(reply)
 

@@ -345,13 +345,8 @@ class BookTopic(Topic):
 
     def _first_wanted(self, listing: int) -> None:
         instrument = self._listings.instrument_of[listing]
-        if instrument not in self._views:
-            if (view := self._look(instrument, self._history.ts)) is not None:
-                self._views[instrument] = self._told[instrument] = view
-        elif self._told.get(instrument) is not self._views[instrument]:
-            # Another name of the instrument has events waiting; this name gets them in one frame.
-            frame = self._frame(listing, self._told.get(instrument), self._views[instrument])
-            self._pending[listing] = [frame]
+        if instrument not in self._views and (view := self._look(instrument, self._history.ts)) is not None:
+            self._views[instrument] = self._told[instrument] = view
 
     def _last_unwanted(self, listing: int) -> None:
         self._pending.pop(listing, None)

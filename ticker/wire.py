@@ -72,6 +72,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The answer to a request; a subscribe has one per symbol.
 
     Attributes:
+        method: What was asked for; absent where the request could not be read.
         result: After success: parameters that can be sent back as they are, or the order's ids.
         error: After failure: Kraken's words.
         symbol: After a failed subscribe: which symbol failed.
@@ -79,7 +80,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         time_out: RFC 3339: when this was sent.
     """
 
-    method: str
+    method: str | UnsetType = UNSET
     result: dict[str, Any] | UnsetType = UNSET
     error: str | UnsetType = UNSET
     symbol: str | UnsetType = UNSET

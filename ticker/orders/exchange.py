@@ -1,7 +1,8 @@
 """Orders and balances of accounts, and how orders are filled against a market that does not see them.
 
-Everything here is sync and has one writer. Quantities are integer lots, prices integer ticks, money exact decimals.
-It must not know sessions, requests or time: the caller says when.
+Everything here is sync and has one writer. Quantities are integer lots, prices integer ticks; a balance is an integer
+too, in the smallest unit that any instrument of the asset can move (:attr:`Exchange.scale`). It must not know
+sessions, requests or time: the caller says when.
 
 The fill model of this first form, and what it leaves out: an order that can trade walks the displayed book at once; a
 resting limit order is filled whole, at its price, when the tape trades through it or the opposite touch reaches it.
@@ -20,6 +21,7 @@ import numpy as np
 
 from feeds.instruments import MAX_UNITS, Instrument
 from feeds.records import BUY, MISSING, SELL, Batch
+from ticker.codec import fixed
 from ticker.errors import Code, RequestError
 from ticker.history import History
 
@@ -111,6 +113,9 @@ class Exchange:
     Args:
         history: The market's last state; read only.
         max_open_orders: Per account.
+
+    Attributes:
+        scale: Decimals of a balance, by asset: a balance of 1 is ``10**-scale``.
     """
 
     def __init__(self, history: History, *, max_open_orders: int = 100_000) -> None:
@@ -120,19 +125,26 @@ class Exchange:
         self._orders: dict[str, Order] = {}  # open, by order id
         self._by_client_id: dict[tuple[str, str], str] = {}
         self._open: dict[str, int] = {}
-        self._balances: dict[str, dict[str, Decimal]] = {}
-        self._held: dict[str, dict[str, Decimal]] = {}
+        self._balances: dict[str, dict[str, int]] = {}
+        self._held: dict[str, dict[str, int]] = {}
+        self.scale: dict[str, int] = {}
+        for instrument in self._instruments:
+            for asset, digits in (
+                (instrument.base, instrument.qty_precision),
+                (currency(instrument), cost_precision(instrument)),
+            ):
+                self.scale[asset] = max(digits, self.scale.get(asset, 0))
         self._order_count = 0
         self._fill_count = 0
 
-    def open_account(self, account: str, balances: dict[str, Decimal]) -> None:
-        """Add an account with its starting balances."""
-        self._balances[account] = dict(balances)
+    def open_account(self, account: str, balances: dict[str, int]) -> None:
+        """Add an account with its starting balances, in whole units of each asset."""
+        self._balances[account] = {asset: whole * 10 ** self.scale[asset] for asset, whole in balances.items()}
         self._held[account] = {}
         self._open[account] = 0
 
-    def balances(self, account: str) -> dict[str, Decimal]:
-        """Return what an account owns, by asset; open orders have not been taken off."""
+    def balances(self, account: str) -> dict[str, int]:
+        """Return what an account owns by asset, see :attr:`scale`; open orders have not been taken off."""
         return dict(self._balances[account])
 
     def open_orders(self, account: str) -> list[Report]:
@@ -239,10 +251,10 @@ class Exchange:
         order.status = "partially_filled" if order.leaves_qty else "filled"
         balances = self._balances[terms.account]
         for asset, amount in (
-            (instrument.base, terms.side * _units(qty, instrument.qty_precision)),
-            (_currency(instrument), -terms.side * _cost(instrument, price * qty)),
+            (instrument.base, terms.side * self._base_units(instrument, qty)),
+            (currency(instrument), -terms.side * self._quote_units(instrument, price * qty)),
         ):
-            balances[asset] = balances.get(asset, Decimal(0)) + amount
+            balances[asset] = balances.get(asset, 0) + amount
         self._fill_count += 1
         report = self._report(
             order, "trade", self._history.ts, exec_id=f"E{self._fill_count:012d}", last_qty=qty, last_price=price,
@@ -272,14 +284,20 @@ class Exchange:
     def _hold(self, order: Order, sign: int) -> None:
         asset, amount = self._needs(order.terms, order.leaves_qty * (order.terms.limit or 0), order.leaves_qty)
         held = self._held[order.terms.account]
-        held[asset] = held.get(asset, Decimal(0)) + sign * amount
+        held[asset] = held.get(asset, 0) + sign * amount
 
-    def _needs(self, terms: NewOrder, cost: int, qty: int) -> tuple[str, Decimal]:
+    def _needs(self, terms: NewOrder, cost: int, qty: int) -> tuple[str, int]:
         """Return which asset an order takes and how much of it."""
         instrument = self._instruments[terms.instrument]
         if terms.side == SELL:
-            return instrument.base, _units(qty, instrument.qty_precision)
-        return _currency(instrument), _cost(instrument, cost)
+            return instrument.base, self._base_units(instrument, qty)
+        return currency(instrument), self._quote_units(instrument, cost)
+
+    def _base_units(self, instrument: Instrument, lots: int) -> int:
+        return int(lots * 10 ** (self.scale[instrument.base] - instrument.qty_precision))
+
+    def _quote_units(self, instrument: Instrument, cost: int) -> int:
+        return int(cost * 10 ** (self.scale[currency(instrument)] - cost_precision(instrument)))
 
     def _check_funds(self, terms: NewOrder, fills: list[tuple[int, int]]) -> None:
         taken = sum(qty for _, qty in fills)
@@ -288,8 +306,8 @@ class Exchange:
             cost += terms.limit * (terms.qty - taken)
             taken = terms.qty
         asset, needed = self._needs(terms, cost, taken)
-        held = self._held[terms.account].get(asset, Decimal(0))
-        if self._balances[terms.account].get(asset, Decimal(0)) - held < needed:
+        held = self._held[terms.account].get(asset, 0)
+        if self._balances[terms.account].get(asset, 0) - held < needed:
             raise RequestError("EOrder:Insufficient funds", Code.INSUFFICIENT_FUNDS)
 
     def _report(self, order: Order, exec_type: ExecType, ts: int, **fill: object) -> Report:
@@ -307,21 +325,19 @@ def units_of(value: Decimal, precision: int, increment: int, what: str) -> int:
     """
     units = value.scaleb(precision)
     if units != units.to_integral_value() or int(units) % increment:
-        step = _units(increment, precision)
-        raise RequestError(f"EOrder:Invalid {what}: must be a multiple of {step:f}", Code.INVALID_ORDER)
+        raise RequestError(
+            f"EOrder:Invalid {what}: must be a multiple of {fixed(increment, precision)}", Code.INVALID_ORDER
+        )
     if not 0 < units <= MAX_UNITS:
         raise RequestError(f"EOrder:Invalid {what}: must be above 0 and below the largest value", Code.INVALID_ORDER)
     return int(units)
 
 
-def _units(count: int, precision: int) -> Decimal:
-    return Decimal(count).scaleb(-precision)
-
-
-def _cost(instrument: Instrument, cost: int) -> Decimal:
-    """Return money from ticks times lots; exact, since a decimal's 28 digits hold any product of two units."""
-    return _units(cost, instrument.price_precision + instrument.qty_precision)
-
-
-def _currency(instrument: Instrument) -> str:
+def currency(instrument: Instrument) -> str:
+    """Return what an instrument is paid in; "USD" stands in where a recording does not say."""
     return instrument.quote or "USD"
+
+
+def cost_precision(instrument: Instrument) -> int:
+    """Return the decimals of ticks times lots."""
+    return instrument.price_precision + instrument.qty_precision

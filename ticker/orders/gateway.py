@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable
-from decimal import Decimal
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -21,13 +20,13 @@ from feeds.records import BUY, SELL, Batch
 from ticker.codec import fixed, rfc3339
 from ticker.errors import Code, RequestError
 from ticker.listings import Listings
-from ticker.orders.exchange import Exchange, NewOrder, Report, units_of
+from ticker.orders.exchange import Exchange, NewOrder, Report, cost_precision, currency, units_of
 from ticker.wire import AddOrderParams, CancelOrderParams, Message, Request, SubscribeParams, params_of
 
 PRIVATE_CHANNELS: Final = ("executions", "balances")
 DEMO: Final = "demo"
-DEMO_QUOTE: Final = Decimal(10_000_000)  #: of every quote currency
-DEMO_BASE: Final = Decimal(10_000)  #: of every base asset
+DEMO_QUOTE: Final = 10_000_000  #: of every quote currency
+DEMO_BASE: Final = 10_000  #: of every base asset
 QUEUE_DEPTH: Final = 10_000
 SNAPSHOT_TRADES: Final = 50
 CL_ORD_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,36}")
@@ -203,11 +202,11 @@ class Gateway:
 
     def _assets(self, report: Report) -> tuple[str, str]:
         instrument = self._listings.instruments[report.order.instrument]
-        return instrument.base, instrument.quote or "USD"
+        return instrument.base, currency(instrument)
 
     def _balance_rows(self) -> list[dict[str, Any]]:
         return [
-            {"asset": asset, "asset_class": "currency", "balance": msgspec.Raw(f"{amount:f}".encode())}
+            {"asset": asset, "asset_class": "currency", "balance": _raw(amount, self._exchange.scale[asset])}
             for asset, amount in self._exchange.balances(DEMO).items()
         ]
 
@@ -246,19 +245,23 @@ class Gateway:
         return row
 
 
-def demo_balances(listings: Listings) -> dict[str, Decimal]:
-    """Return what the demo account starts with: plenty of everything that can be traded."""
+def demo_balances(listings: Listings) -> dict[str, int]:
+    """Return what the demo account starts with, in whole units: plenty of everything that can be traded."""
     balances = {instrument.base: DEMO_BASE for instrument in listings.instruments}
-    return balances | {instrument.quote or "USD": DEMO_QUOTE for instrument in listings.instruments}
+    return balances | {currency(instrument): DEMO_QUOTE for instrument in listings.instruments}
 
 
 def _price(instrument: Instrument, ticks: int) -> msgspec.Raw:
-    return msgspec.Raw(fixed(ticks, instrument.price_precision).encode())
+    return _raw(ticks, instrument.price_precision)
 
 
 def _qty(instrument: Instrument, lots: int) -> msgspec.Raw:
-    return msgspec.Raw(fixed(lots, instrument.qty_precision).encode())
+    return _raw(lots, instrument.qty_precision)
 
 
 def _money(instrument: Instrument, cost: int) -> msgspec.Raw:
-    return msgspec.Raw(fixed(cost, instrument.price_precision + instrument.qty_precision).encode())
+    return _raw(cost, cost_precision(instrument))
+
+
+def _raw(units: int, precision: int) -> msgspec.Raw:
+    return msgspec.Raw(fixed(units, precision).encode())

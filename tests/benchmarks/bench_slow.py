@@ -1,0 +1,150 @@
+"""Slow consumers: what fifty subscribers that read notice of one that never does, and of one that is killed."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from itertools import count
+from statistics import median
+from threading import Event
+from typing import Final
+
+import msgspec
+
+from tests.benchmarks.bench_fanout import SUBSCRIBE
+from tests.benchmarks.processes import LIFETIME_S, LOAD_CORE, Bench, Load, Process, peer, result_of, running, serving
+from tests.benchmarks.report import Row
+
+FAST: Final = 50
+#: Ten times the rate of the fan-out: one who does not read then owes more than the kernel hides within seconds.
+RATE: Final = 1_000
+MOST_GROWTH: Final = 16 << 20
+#: The bound of an outbox (ticker.outbox).
+MOST_BACKLOG: Final = 1 << 20
+MESSAGE: Final = SUBSCRIBE["ticker"]
+
+
+class Observation(msgspec.Struct, frozen=True):
+    """Fifty fast subscribers beside something.
+
+    Attributes:
+        load: What the fast ones got.
+        growth: Resident memory of the server, last less first, bytes.
+        backlog: The most bytes that were seen waiting in outboxes.
+        fallen_behind: How often a subscriber's socket took nothing.
+        sessions: Open at the end.
+    """
+
+    load: Load
+    growth: int
+    backlog: int
+    fallen_behind: int
+    sessions: int
+
+
+#: What happens beside the fast subscribers while they count.
+Disturbance = Callable[[Process], AbstractContextManager[None]]
+
+
+@contextmanager
+def nothing(server: Process) -> Iterator[None]:
+    """Disturb nobody."""
+    yield
+
+
+def never_reading(server: Process) -> AbstractContextManager[None]:
+    """Keep a subscriber that reads nothing after its subscribe."""
+    return _stalled(server)
+
+
+@contextmanager
+def _stalled(server: Process) -> Iterator[None]:
+    with running(peer("stalled", server.port, LIFETIME_S, MESSAGE.replace(" ", "")), LOAD_CORE) as process:
+        process.read_line(LIFETIME_S)
+        yield
+
+
+def killed(bench: Bench) -> Disturbance:
+    """Return a disturbance: a subscriber in mid-stream that is killed with SIGKILL after a second."""
+
+    @contextmanager
+    def disturb(server: Process) -> Iterator[None]:
+        with bench.loading(server, 1, LIFETIME_S, MESSAGE) as victim:
+            Event().wait(1.0)
+            victim.popen.kill()
+            yield
+
+    return disturb
+
+
+def observe(bench: Bench, disturb: Disturbance, seconds: float) -> Observation:
+    """Run the fast subscribers beside a disturbance, looking at the server four times a second."""
+    with serving(peer("ours", "ticker", RATE, LIFETIME_S)) as server:
+        bench.load(server, FAST, 1.0, MESSAGE)  # warms up: what the first connections allocate is not the slow one's
+        before = server.rss_bytes()
+        with bench.loading(server, FAST, seconds, MESSAGE) as load, disturb(server):
+            backlog = 0.0
+            for _ in count():
+                backlog = max(backlog, server.metrics()["ticker_backlog_bytes"])
+                try:
+                    load.popen.wait(0.25)
+                except subprocess.TimeoutExpired:
+                    continue
+                break
+            last = server.metrics()
+            growth = server.rss_bytes() - before
+            return Observation(
+                result_of(load),
+                growth,
+                int(backlog),
+                int(last["ticker_fallen_behind_total"]),
+                int(last["ticker_sessions"]),
+            )
+
+
+def rows(bench: Bench) -> Iterator[Row]:
+    """Measure the fast subscribers alone, beside one that never reads, and beside one that is killed."""
+    alone, beside, gone = [], [], []
+    for _ in range(bench.rounds):
+        alone.append(observe(bench, nothing, bench.seconds(6.0, 3.0)))
+        beside.append(observe(bench, never_reading, bench.seconds(15.0, 8.0)))
+        gone.append(observe(bench, killed(bench), bench.seconds(5.0, 3.0)))
+    baseline = median(seen.load.p99_ms for seen in alone)
+    what = f"{FAST} fast subscribers, {RATE:,} events/s"
+    yield Row(what=f"{what}, alone", figure=f"p99 {baseline:.2f} ms, RSS {growth_of(alone)}")
+    yield latency(f"{what}, beside one that never reads", beside, baseline)
+    yield latency(f"{what}, beside one killed with SIGKILL", gone, baseline)
+    most = max(seen.growth for seen in beside)
+    yield Row(
+        what="growth of the server's memory beside one that never reads",
+        figure=growth_of(beside),
+        compared_with=f"alone: {growth_of(alone)}",
+        target=f"< {MOST_GROWTH >> 20} MiB",
+        reached=most < MOST_GROWTH,
+    )
+    backlog, fell = max(seen.backlog for seen in beside), min(seen.fallen_behind for seen in beside)
+    yield Row(
+        what="most bytes waiting in the outbox of the one that never reads",
+        figure=f"{backlog / 1024:.1f} KiB; fell behind {fell} times or more",
+        target=f"<= {MOST_BACKLOG >> 20} MiB, and it did fall behind",
+        reached=backlog <= MOST_BACKLOG and fell > 0,
+    )
+
+
+def latency(what: str, seen: list[Observation], baseline: float) -> Row:
+    """Return the row of a latency beside a disturbance."""
+    p99 = median(of.load.p99_ms for of in seen)
+    lost = sum(of.load.closed for of in seen)
+    return Row(
+        what=what,
+        figure=f"p99 {p99:.2f} ms; {lost} of the fast ones lost",
+        compared_with=f"alone: p99 {baseline:.2f} ms ({p99 / baseline:.2f} ×)",
+        target="<= 1.25 × alone or + 2 ms, none lost",
+        reached=p99 <= max(1.25 * baseline, baseline + 2.0) and not lost,
+    )
+
+
+def growth_of(seen: list[Observation]) -> str:
+    """Return the greatest growth of memory in words."""
+    return f"{max(of.growth for of in seen) / 2**20:+.1f} MiB"

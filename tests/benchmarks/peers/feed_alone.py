@@ -1,0 +1,26 @@
+"""``feed_alone SYMBOLS RATE SECONDS``: the simulated feed paced by the clock, read by nobody who does anything."""
+
+from __future__ import annotations
+
+import sys
+
+import trio
+
+from feeds.simulate import SimulatedFeed, SimulationOptions
+from tests.benchmarks.peers.tick import end_after
+from ticker import bus
+
+
+async def main(symbols: str, rate: float) -> None:
+    """Run the feed into the bus for ever; prints 0 where servers print their port."""
+    feed = SimulatedFeed(SimulationOptions(symbols=tuple(symbols.split(",")), rate=rate))
+    send, receive = bus.open_bus()
+    print(0, flush=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(feed.run, send)
+        nursery.start_soon(bus.pump, receive, lambda batch: None, lambda marker: None)
+
+
+if __name__ == "__main__":
+    end_after(int(sys.argv[3]))
+    trio.run(main, sys.argv[1], float(sys.argv[2]))

@@ -1,0 +1,134 @@
+"""``ours WHAT RATE SECONDS``: this project's server over a scripted feed of one symbol at RATE quotes a second.
+
+WHAT is ``ticker``, the real channel with every event sent, or a number: then ``trade`` is replaced by a topic that
+sends a frame of that many bytes for every event, so that broadcaster and outboxes are measured without history's and
+codec's work per event. Everything else is put together as ``ticker.app`` does it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import trio
+
+from feeds import clock, records
+from feeds.feed import Supervisor
+from feeds.instruments import Instrument, Instruments
+from feeds.records import Batch, Event, Marker, Quotes, Trades
+from tests.benchmarks.peers.tick import end_after, tick_frame
+from ticker import bus
+from ticker.app import build_market
+from ticker.config import Options
+from ticker.metrics import Metrics
+from ticker.server import Server
+from ticker.session import SessionOptions
+from ticker.topics import NOTHING, TOPICS, Flush, Mark, Topic
+from ticker.transport import open_listener
+from ticker.web import Web
+
+
+class ScriptedFeed:
+    """One trade, then quotes of BTC/USD at a fixed rate, each stamped with the wall time at which it was made."""
+
+    name = "scripted"
+    mode = "sim"
+    instruments = Instruments(
+        [Instrument(symbol="BTC/USD", base="BTC", quote="USD", price_precision=2, qty_precision=8)]
+    )
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+
+    async def run(self, out: trio.abc.SendChannel[Event]) -> None:
+        """Write for ever; a late event does not delay those after it."""
+        began = trio.current_time()
+        await out.send(Marker(kind="epoch", ts=clock.wall_ns(), reason="the benchmark begins"))
+        for seq, batch in enumerate(self._batches(), 1):
+            await out.send(batch)
+            await trio.sleep_until(began + seq / self._rate)
+
+    def _batches(self) -> Iterator[Batch]:
+        first = self._common(1)
+        price, qty, side = np.array([6_712_345]), np.array([12_500_000]), np.array([records.BUY], np.int8)
+        trades = Trades(**first, price=price, qty=qty, side=side, trade_id=np.array([1]))
+        yield Batch(ts=int(first["ts_recv"][0]), trades=trades)
+        for seq in itertools.count(2):
+            common = self._common(seq)
+            bid = price + seq % 100
+            quotes = Quotes(**common, bid_px=bid, bid_qty=qty, ask_px=bid + 10, ask_qty=qty)
+            yield Batch(ts=int(common["ts_recv"][0]), quotes=quotes)
+
+    def _common(self, seq: int) -> dict[str, np.ndarray]:
+        now = np.array([clock.wall_ns()])
+        return {
+            "ts_recv": now, "ts_event": now, "seq": np.array([seq]), "instrument": np.zeros(1, np.int32),
+            "flags": np.array([records.LAST], np.uint8),
+        }  # fmt: skip
+
+
+class PrebuiltTopic(Topic):
+    """Sends a frame of ``frame_bytes`` bytes for every batch; who is behind gets the newest."""
+
+    frame_bytes = 150
+
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        self._seq = 0
+        self._frame = b""
+
+    def applied(self, batch: Batch) -> None:
+        """See :meth:`Topic.applied`."""
+        self.dirty = bool(self._wanted)
+
+    def collect(self) -> Flush:
+        """See :meth:`Topic.collect`."""
+        self.dirty, before = False, self._seq
+        self._seq += 1
+        self._frame = tick_frame(self._seq, self.frame_bytes)
+        return Flush(dict.fromkeys(self._interest, self._frame), dict.fromkeys(self._interest, before))
+
+    def mark(self, listing: int) -> Mark:
+        """See :meth:`Topic.mark`."""
+        return self._seq
+
+    def since(self, listing: int, mark: Mark) -> bytes:
+        """See :meth:`Topic.since`."""
+        return b"" if mark in (NOTHING, self._seq) else self._frame
+
+
+async def serve(rate: float) -> None:
+    """Serve for ever, without what :func:`ticker.app.serve` does about signals."""
+    options = Options(session=SessionOptions(ticker_interval_ms=0))
+    feed, heard = ScriptedFeed(rate), trio.Event()
+    market, supervisor = build_market(feed, heard), Supervisor(feed)
+    web = Web(lambda: (True, {}), lambda: metrics.page())
+    server = Server(market, web, options.server, session=options.session, guard=options.guard, trust=options.trust)
+    metrics = Metrics(market, server, supervisor)
+    listener = open_listener("127.0.0.1", 0)
+    send, receive = bus.open_bus()
+
+    def on_batch(batch: Batch) -> None:
+        market.broadcaster.publish(batch)
+        market.gateway.market_moved(batch)
+
+    async with trio.open_nursery() as tasks:
+        tasks.start_soon(supervisor.run, send)
+        tasks.start_soon(bus.pump, receive, on_batch, market.broadcaster.mark)
+        tasks.start_soon(market.broadcaster.run)
+        tasks.start_soon(market.gateway.run)
+        tasks.start_soon(server.heartbeats)
+        tasks.start_soon(partial(trio.serve_listeners, server.serve_connection, [listener]))
+        print(listener.address[1], flush=True)
+
+
+if __name__ == "__main__":
+    what, rate, seconds = sys.argv[1:]
+    end_after(int(seconds))
+    if what != "ticker":
+        PrebuiltTopic.frame_bytes = int(what)
+        TOPICS["trade"] = PrebuiltTopic
+    trio.run(serve, float(rate))

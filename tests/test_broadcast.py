@@ -1,0 +1,384 @@
+"""Groups, sweeps, slow subscribers: whatever happens on the way, everybody ends up knowing everything."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from feeds.records import BUY, SELL, Marker
+from tests.scripted import BTC, ETH, START_NS, FakeWire, Tape, open_market, open_outbox
+from ticker.broadcast import Subscriber
+from ticker.errors import RequestError
+from ticker.market import Market
+from ticker.topics import TopicKey, TradeTopic
+
+TICKER = TopicKey("ticker", "bbo", 100)
+EVERY = TopicKey("ticker", "bbo", 0)
+TRADE = TopicKey("trade")
+BOOK = TopicKey("book", 10)
+OHLC = TopicKey("ohlc", 1)
+KEYS = (TICKER, EVERY, TRADE, BOOK, OHLC)
+BTC_USD, ETHUSDT, ETH_USDT = 0, 1, 2
+
+
+class Reader:
+    """A subscriber that keeps what it was told the way a client does."""
+
+    def __init__(self, market: Market) -> None:
+        self.market = market
+        self.wire, self.outbox = open_outbox()
+        self.cut_off: list[str] = []
+        self.subscriber = Subscriber(self.outbox, self.cut_off.append)
+        self.outbox.on_writable = lambda: market.broadcaster.writable(self.subscriber)
+        self.tickers: dict[str, Any] = {}
+        self.trades: dict[str, list[int]] = defaultdict(list)
+        self.books: dict[str, tuple[dict[float, float], dict[float, float]]] = {}
+        self.candles: dict[tuple[str, str], Any] = {}
+
+    def subscribe(self, key: TopicKey, *listings: int, snapshot: bool = True) -> None:
+        self.market.broadcaster.subscribe(self.subscriber, key, listings, snapshot=snapshot)
+
+    def read(self) -> list[Any]:
+        """Take in what arrived and return it."""
+        messages = self.wire.messages()
+        for message in messages:
+            for row in message["data"]:
+                getattr(self, f"_{message['channel']}")(message["type"], row)
+        return messages
+
+    def _ticker(self, kind: str, row: Any) -> None:
+        self.tickers[row["symbol"]] = (row["bid"], row["ask"])
+
+    def _trade(self, kind: str, row: Any) -> None:
+        assert kind == "update"
+        self.trades[row["symbol"]].append(row["trade_id"])
+
+    def _book(self, kind: str, row: Any) -> None:
+        if kind == "snapshot":
+            self.books[row["symbol"]] = ({}, {})
+        for side, levels in zip(self.books[row["symbol"]], (row["bids"], row["asks"]), strict=True):
+            for level in levels:
+                side[level["price"]] = level["qty"]
+                if not level["qty"]:
+                    del side[level["price"]]
+
+    def _ohlc(self, kind: str, row: Any) -> None:
+        self.candles[row["symbol"], row["interval_begin"]] = row
+
+
+async def settle(seconds: float = 1.0) -> None:
+    await trio.sleep(seconds)
+    await trio.testing.wait_all_tasks_blocked()
+
+
+@pytest.fixture
+async def market(nursery, autojump_clock):
+    market = open_market()
+    nursery.start_soon(market.broadcaster.run)
+    return market
+
+
+@pytest.fixture
+def tape():
+    return Tape()
+
+
+@pytest.fixture
+def reader(market, nursery):
+    reader = Reader(market)
+    nursery.start_soon(reader.outbox.run)
+    return reader
+
+
+async def test_the_first_event_goes_at_once_then_one_flush_per_interval_and_the_last_value_arrives(
+    autojump_clock, market, tape, reader
+):
+    reader.subscribe(TICKER, BTC_USD)
+    seen: list[tuple[float, float]] = []
+    start = trio.current_time()
+    for bid in range(100, 125):
+        market.broadcaster.publish(tape.quotes((BTC, bid, 1, 200, 1)))
+        await trio.sleep(0.012)
+        seen += [(round(trio.current_time() - start, 3), m["data"][0]["bid"]) for m in reader.read()]
+    await settle()
+    seen += [(-1.0, m["data"][0]["bid"]) for m in reader.read()]
+    assert seen == [(0.012, 10.0), (0.108, 10.8), (0.204, 11.6), (0.3, 12.4)]
+
+
+async def test_interval_0_shows_every_single_event_even_of_one_batch(autojump_clock, market, tape, reader):
+    reader.subscribe(EVERY, BTC_USD)
+    market.broadcaster.publish(tape.quotes(*[(BTC, bid, 1, 200, 1) for bid in (100, 101, 102)]))
+    await settle()
+    assert [(m["type"], m["data"][0]["bid"]) for m in reader.read()] == [
+        ("snapshot", 10.0), ("update", 10.1), ("update", 10.2),
+    ]  # fmt: skip
+
+
+async def test_a_newcomer_is_shown_the_present_state_and_one_without_data_gets_its_snapshot_with_the_first(
+    autojump_clock, market, tape, reader
+):
+    market.broadcaster.publish(tape.quotes((BTC, 100, 1, 200, 1)))
+    market.broadcaster.publish(tape.levels(BTC, (BUY, 100, 5), (SELL, 101, 6), snapshot=True))
+    reader.subscribe(TICKER, BTC_USD, ETHUSDT)
+    reader.subscribe(BOOK, BTC_USD, ETHUSDT)
+    assert [(m["channel"], m["type"], m["data"][0]["symbol"]) for m in reader.read()] == [
+        ("ticker", "snapshot", "BTC/USD"), ("book", "snapshot", "BTC/USD"),
+    ]  # fmt: skip
+    market.broadcaster.publish(tape.levels(ETH, (BUY, 100, 5), snapshot=True))
+    await settle()
+    first, second = reader.read()  # the touch of a book stands in for the quotes that ETH does not have
+    assert (first["channel"], first["type"], first["data"][0]["symbol"]) == ("ticker", "snapshot", "ETHUSDT")
+    assert (second["channel"], second["type"], second["data"][0]["symbol"]) == ("book", "snapshot", "ETHUSDT")
+
+
+async def test_without_snapshot_only_changes_are_told(autojump_clock, market, tape, reader):
+    market.broadcaster.publish(tape.quotes((BTC, 100, 1, 200, 1)))
+    reader.subscribe(TICKER, BTC_USD, snapshot=False)
+    await settle()
+    assert reader.read() == []
+    market.broadcaster.publish(tape.quotes((BTC, 101, 1, 200, 1)))
+    await settle()
+    assert [m["type"] for m in reader.read()] == ["update"]
+
+
+async def test_each_name_of_an_instrument_is_answered_under_that_name(autojump_clock, market, tape, reader):
+    reader.subscribe(TRADE, ETHUSDT)
+    reader.subscribe(TRADE, ETH_USDT)
+    market.broadcaster.publish(tape.trades((ETH, BUY, 100, 1)))
+    await settle()
+    assert sorted(m["data"][0]["symbol"] for m in reader.read()) == ["ETH/USDT", "ETHUSDT"]
+
+
+async def test_a_second_name_subscribed_while_book_events_wait_misses_none_of_them(
+    autojump_clock, market, tape, reader
+):
+    reader.subscribe(BOOK, ETHUSDT)
+    market.broadcaster.publish(tape.levels(ETH, (BUY, 100, 5), (SELL, 101, 6), snapshot=True))
+    await settle()
+    market.broadcaster.publish(tape.levels(ETH, (BUY, 99, 7)))
+    reader.subscribe(BOOK, ETH_USDT)
+    market.broadcaster.publish(tape.levels(ETH, (BUY, 98, 8)))
+    await settle()
+    reader.read()
+    assert (
+        reader.books["ETH/USDT"]
+        == reader.books["ETHUSDT"]
+        == ({1.0: 0.0005, 0.99: 0.0007, 0.98: 0.0008}, {1.01: 0.0006})
+    )
+
+
+async def test_a_trade_snapshot_and_the_trades_after_it_do_not_overlap(autojump_clock, market, tape, reader):
+    other = Reader(market)
+    other.subscribe(TRADE, BTC_USD)
+    market.broadcaster.publish(tape.trades((BTC, BUY, 100, 1)))  # waits for the sweep
+    reader.subscribe(TRADE, BTC_USD)
+    market.broadcaster.publish(tape.trades((BTC, BUY, 101, 1)))
+    await settle()
+    assert [[r["trade_id"] for r in m["data"]] for m in reader.wire.messages()] == [[1, 2]]
+
+
+async def test_a_subscriber_that_cannot_be_written_to_is_told_the_newest_state_when_it_can(
+    autojump_clock, market, tape, reader
+):
+    reader.subscribe(TICKER, BTC_USD)
+    market.broadcaster.publish(tape.quotes((BTC, 100, 1, 200, 1)))
+    await settle()
+    reader.wire.set_room(0)
+    for bid in range(101, 150):
+        market.broadcaster.publish(tape.quotes((BTC, bid, 1, 200, 1)))
+        await trio.sleep(0.1)
+    reader.read()
+    reader.wire.set_room(None)
+    await settle()
+    assert [m["data"][0]["bid"] for m in reader.read()] == [14.9]
+    assert market.broadcaster.statistics().fallen_behind == 1
+
+
+async def test_a_slow_subscriber_of_a_lossless_channel_gets_every_trade_or_is_cut_off(
+    autojump_clock, market, tape, reader, monkeypatch
+):
+    monkeypatch.setattr(TradeTopic, "RING_BYTES", 2000)
+    reader.subscribe(TRADE, BTC_USD)
+    reader.wire.set_room(0)
+    for _ in range(5):
+        market.broadcaster.publish(tape.trades((BTC, BUY, 100, 1)))
+        await settle(0.1)
+    reader.wire.set_room(None)
+    await settle()
+    reader.read()
+    assert reader.trades["BTC/USD"] == [1, 2, 3, 4, 5]
+    reader.wire.set_room(0)
+    for _ in range(50):
+        market.broadcaster.publish(tape.trades((BTC, BUY, 100, 1)))
+        await settle(0.1)
+    assert reader.cut_off == []
+    reader.wire.set_room(None)
+    await settle()
+    assert reader.read() == []
+    assert len(reader.cut_off) == 1
+
+
+async def test_a_subscription_changed_in_the_middle_of_a_sweep_loses_nothing(
+    autojump_clock, market, tape, nursery, monkeypatch
+):
+    monkeypatch.setattr("ticker.broadcast.SLICE_S", 0.0)
+    monkeypatch.setattr("ticker.broadcast.CHUNK", 1)
+    readers = [Reader(market) for _ in range(6)]
+    for reader in readers:
+        reader.subscribe(TRADE, BTC_USD)
+    market.broadcaster.publish(tape.trades((BTC, BUY, 100, 1), (ETH, BUY, 100, 1)))
+    while not readers[0].wire.taken:
+        await trio.lowlevel.checkpoint()
+    assert not readers[5].wire.taken  # the sweep is under way and has not reached the last one
+    readers[5].subscribe(TRADE, ETHUSDT, snapshot=False)
+    readers[4].market.broadcaster.unsubscribe(readers[4].subscriber, TRADE, [BTC_USD])
+    await settle()
+    for reader in readers:
+        reader.read()
+    assert readers[5].trades == {"BTC/USD": [1]}
+    assert readers[4].trades == {}
+
+
+async def test_unsubscribing_from_what_is_not_subscribed_is_refused(autojump_clock, market, reader):
+    with pytest.raises(RequestError, match="Subscription Not Found"):
+        market.broadcaster.unsubscribe(reader.subscriber, TICKER, [BTC_USD])
+    reader.subscribe(TICKER, BTC_USD)
+    with pytest.raises(RequestError, match="Subscription Not Found"):
+        market.broadcaster.unsubscribe(reader.subscriber, TICKER, [ETHUSDT])
+
+
+async def test_nothing_is_kept_for_subscribers_that_left(autojump_clock, market, tape, reader):
+    for key in KEYS:
+        reader.subscribe(key, BTC_USD, ETHUSDT)
+    assert market.broadcaster.statistics().subscriptions == len(KEYS)
+    market.broadcaster.remove(reader.subscriber)
+    assert market.broadcaster.statistics().subscriptions == 0
+    assert market.broadcaster._channels == {}
+
+
+async def test_a_new_epoch_begins_with_snapshots_and_forgets_the_old_book(autojump_clock, market, tape, reader):
+    for key in (TICKER, BOOK, OHLC):
+        reader.subscribe(key, BTC_USD)
+    for _ in range(2):
+        market.broadcaster.publish(tape.levels(BTC, (BUY, 100, 5), (SELL, 101, 6), snapshot=True))
+        market.broadcaster.publish(tape.quotes((BTC, 100, 1, 200, 1)))
+        market.broadcaster.publish(tape.trades((BTC, BUY, 100, 1)))
+        await settle()
+        assert {(m["channel"], m["type"]) for m in reader.read()} >= {
+            ("ticker", "snapshot"), ("book", "snapshot"), ("ohlc", "snapshot"),
+        }  # fmt: skip
+        market.broadcaster.mark(Marker(kind="epoch", ts=START_NS, reason="again"))
+
+
+# Whatever happens
+
+ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("quote"), st.integers(0, 1), st.integers(1, 50)),
+        st.tuples(st.just("trade"), st.integers(0, 1), st.integers(1, 4)),
+        st.tuples(st.just("book"), st.integers(0, 1), st.integers(1, 30)),
+        st.tuples(st.just("room"), st.integers(0, 2), st.sampled_from([0, 1, 50, 700, None])),
+        st.tuples(st.just("toggle"), st.integers(0, 2), st.tuples(st.sampled_from(KEYS), st.integers(0, 2))),
+        st.tuples(st.just("wait"), st.just(0), st.sampled_from([0.0, 0.001, 0.05, 0.3])),
+    ),
+    max_size=60,
+)
+
+
+@given(actions=ACTIONS)
+@settings(max_examples=250, deadline=None)
+def test_whatever_happens_everybody_ends_up_knowing_everything(actions):
+    trio.run(run_actions, actions, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def run_actions(actions: list[Any]) -> None:
+    market, tape = open_market(), Tape()
+    for instrument in (BTC, ETH):
+        market.broadcaster.publish(tape.levels(instrument, (BUY, 100, 5), (SELL, 200, 6), snapshot=True))
+    traded: dict[int, list[int]] = {BTC: [], ETH: []}
+    readers = [Reader(market) for _ in range(3)]
+    owed: list[dict[tuple[TopicKey, int], int]] = [{} for _ in readers]  # trades before the subscription began
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(market.broadcaster.run)
+        for reader in readers:
+            nursery.start_soon(reader.outbox.run)
+        for what, who, value in actions:
+            if what == "quote":
+                market.broadcaster.publish(tape.quotes((who, value, 1, value + 1, 2)))
+            elif what == "trade":
+                batch = tape.trades(*[(who, BUY, 100 + k, 1 + k) for k in range(value)])
+                traded[who] += batch.trades.trade_id.tolist()
+                market.broadcaster.publish(batch)
+            elif what == "book":
+                market.broadcaster.publish(
+                    tape.levels(who, (BUY, 80 + value, value % 3), (SELL, 170 + value, value % 4))
+                )
+            elif what == "room":
+                readers[who].wire.set_room(value)
+            elif what == "wait":
+                await trio.sleep(value)
+            else:
+                toggle(market, readers[who], owed[who], traded, *value)
+        for reader in readers:
+            reader.wire.set_room(None)
+        await trio.sleep(1)
+        await trio.testing.wait_all_tasks_blocked()
+        for reader, starts in zip(readers, owed, strict=True):
+            reader.read()
+            check(market, reader, starts, traded)
+        nursery.cancel_scope.cancel()
+
+
+def toggle(
+    market: Market, reader: Reader, starts: dict[Any, int], traded: dict[int, list[int]], key: TopicKey, listing: int
+) -> None:
+    had = reader.subscriber.subscriptions.get(key)
+    if had is not None and listing in had.listings:
+        market.broadcaster.unsubscribe(reader.subscriber, key, [listing])
+        starts.pop((key, listing))
+        return
+    reader.subscribe(key, listing, snapshot=key != TRADE)
+    starts[key, listing] = len(traded[market.listings.instrument_of[listing]])
+
+
+def check(
+    market: Market, reader: Reader, starts: dict[tuple[TopicKey, int], int], traded: dict[int, list[int]]
+) -> None:
+    history = market.history
+    for (key, listing), start in starts.items():
+        name, i = market.listings.names[listing], market.listings.instrument_of[listing]
+        scale = market.listings.instruments[i].price_scale
+        if key.channel == "ticker":
+            assert reader.tickers[name] == (history.bid_px[i] / scale, history.ask_px[i] / scale)
+        elif key.channel == "trade":
+            expected = traded[i][start:]
+            assert reader.trades[name][len(reader.trades[name]) - len(expected) :] == expected
+            assert sorted(set(reader.trades[name])) == reader.trades[name]
+        elif key.channel == "book":
+            qty_scale = market.listings.instruments[i].qty_scale
+            for side, levels in zip((BUY, SELL), reader.books[name], strict=True):
+                top = history.books[i].top(side, 10)
+                assert levels == {price / scale: qty / qty_scale for price, qty in top}
+        elif traded[i]:
+            candle = history.candles.current(0, i)
+            assert candle is not None
+            newest = max(begin for symbol, begin in reader.candles if symbol == name)
+            row = reader.candles[name, newest]
+            assert (row["trades"], row["close"]) == (candle.trades, candle.close / scale)
+
+
+def test_the_fake_wire_is_as_strict_as_a_socket():
+    wire = FakeWire()
+    wire.set_room(3)
+    assert wire.send_nowait(b"12345") == 3
+    with pytest.raises(BlockingIOError):
+        wire.send_nowait(b"45")
+    wire.set_room(None)
+    assert wire.send_nowait(b"45") == 2
+    assert wire.taken == b"12345"

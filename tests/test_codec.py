@@ -1,0 +1,100 @@
+"""Frames, fixed-point numbers, timestamps, rows."""
+
+import json
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feeds.analytics import Candle
+from feeds.instruments import MAX_UNITS, Instrument
+from feeds.records import BUY, MISSING, NO_SIDE, SELL
+from tests.scripted import START_NS, frames
+from ticker.codec import RowCodec, close_frame, fixed, frame, rfc3339
+
+UNITS = st.integers(-MAX_UNITS, MAX_UNITS)
+
+
+def text(data: bytes) -> str:
+    ((opcode, payload),) = frames(data)
+    assert opcode == 1
+    return payload.decode()
+
+
+def codec(price_precision: int = 2, qty_precision: int = 8) -> RowCodec:
+    instrument = Instrument(
+        symbol="A/B", base="A", quote="B", price_precision=price_precision, qty_precision=qty_precision
+    )
+    return RowCodec(instrument, "A/B")
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65535, 65536, 70000])
+def test_a_frame_states_its_length(size):
+    assert list(frames(frame(b"x" * size))) == [(1, b"x" * size)]
+
+
+def test_a_close_reason_is_cut_to_what_a_control_frame_holds_without_splitting_a_character():
+    ((opcode, payload),) = frames(close_frame(1008, "é" * 100))
+    assert (opcode, payload[:2]) == (8, (1008).to_bytes(2))
+    assert payload[2:].decode() == "é" * 61
+
+
+@pytest.mark.parametrize(
+    ("units", "precision", "expected"),
+    [(0, 0, "0"), (0, 2, "0.00"), (5, 8, "0.00000005"), (-5, 2, "-0.05"), (12345, 2, "123.45"), (7, 0, "7")],
+)
+def test_fixed_point_has_all_decimals_and_no_exponent(units, precision, expected):
+    assert fixed(units, precision) == expected
+
+
+@given(units=st.integers(-(10**40), 10**40), precision=st.integers(0, 18))
+def test_fixed_point_is_exact_for_any_integer(units, precision):
+    assert int(fixed(units, precision).replace(".", "")) == units
+    assert len(fixed(units, precision).partition(".")[2]) == precision
+
+
+def test_a_timestamp_has_microseconds():
+    assert rfc3339(START_NS + 1_234_567_890) == "2026-01-02T09:04:32.234567Z"
+    assert rfc3339(0) == "1970-01-01T00:00:00.000000Z"
+
+
+@given(price=UNITS, qty=st.integers(0, MAX_UNITS), precisions=st.tuples(st.integers(0, 9), st.integers(0, 9)))
+def test_rows_print_the_exact_digits_of_their_integers(price, qty, precisions):
+    """The row templates divide by a power of ten; up to MAX_UNITS that loses nothing."""
+    rows = json.loads(
+        text(codec(*precisions).trades("update", [(BUY, price, qty, 1, START_NS)])), parse_float=str, parse_int=str
+    )
+    row = rows["data"][0]
+    assert Decimal(row["price"]) == Decimal(price).scaleb(-precisions[0])
+    assert row["price"].lstrip("-") == fixed(abs(price), precisions[0])
+    assert row["qty"] == fixed(qty, precisions[1])
+
+
+@given(values=st.lists(st.integers(1, MAX_UNITS), min_size=9, max_size=9), change=UNITS)
+def test_the_ticker_template_and_its_slow_twin_say_the_same(values, change):
+    row = (*values, change, -1.25)
+    printer = codec()
+    assert printer.ticker("update", row, "T") == printer._partial_ticker("update", row, "T")
+
+
+def test_a_ticker_without_a_bid_or_a_trade_says_null():
+    row = (MISSING, 0, 10012, 5, MISSING, 0, 0.0, MISSING, MISSING, MISSING, 0.0)
+    message = json.loads(text(codec().ticker("snapshot", row, "T")))["data"][0]
+    assert (message["bid"], message["ask"], message["last"]) == (None, 100.12, None)
+    assert [message[key] for key in ("vwap", "low", "high", "change", "change_pct")] == [None] * 5
+    assert message["volume"] == 0
+
+
+def test_a_volume_beyond_a_doubles_precision_is_printed_exactly():
+    volume = 2**60 + 1
+    row = (1, 1, 2, 1, 1, volume, 1.0, 1, 1, 0, 0.0)
+    assert f'"volume":{fixed(volume, 8)},' in text(codec().ticker("update", row, "T"))
+    candle = Candle(0, 1, 1, 1, 1, volume, 1.0, 3)
+    assert f'"volume":{fixed(volume, 8)},' in text(codec().ohlc("update", [candle], 1, "T"))
+
+
+def test_sides_are_words_and_an_unknown_side_is_null():
+    rows = [(side, 100, 1, n, START_NS) for n, side in enumerate((BUY, SELL, NO_SIDE))]
+    data = json.loads(text(codec().trades("update", rows)))["data"]
+    assert [row["side"] for row in data] == ["buy", "sell", None]

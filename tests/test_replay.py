@@ -1,0 +1,515 @@
+"""Replay: the merge as pure code, and the instants at which a recording is played."""
+
+import itertools
+import math
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import trio
+
+from feeds.clock import NS
+from feeds.errors import OptionError, RecordingError
+from feeds.instruments import Instrument, Instruments
+from feeds.records import LAST, Batch, Levels, Marker, Quotes, StreamDigest, Trades
+from feeds.replay import (
+    KEEP,
+    SKIP,
+    GapPolicy,
+    LatenessHistogram,
+    Merge,
+    ReplayFeed,
+    ReplayOptions,
+    cap,
+    parse_gap,
+    parse_speed,
+    whole_instants,
+)
+from feeds.store import open_recording, write_recording
+
+RECORDINGS = Path(__file__).parents[2] / "shared" / "data" / "recordings"
+real = pytest.mark.skipif(not RECORDINGS.is_dir(), reason="the shared recordings are not here")
+
+T0 = 1_700_000_000 * NS
+ONE = Instruments([Instrument(symbol="A", base="A", quote="", price_precision=2, qty_precision=0)])
+
+
+def rows_at(table, ts, seq):
+    """A table with rows at the given instants and sequence numbers."""
+    columns = {name: np.ones(len(ts), dtype) for name, dtype in table.DTYPES.items()}
+    columns |= {"ts_recv": np.array(ts, np.int64), "seq": np.array(seq, np.int64)}
+    columns |= {"instrument": np.zeros(len(ts), np.int32), "flags": np.full(len(ts), LAST, np.uint8)}
+    return table(**columns)
+
+
+def recorded(folder, trades=(), quotes=(), levels=()):
+    """A recording with rows at these seconds of tape time; seq is the order of time."""
+    events = sorted((s, kind) for kind, seconds in enumerate((trades, quotes, levels)) for s in seconds)
+    tables = [
+        rows_at(
+            table,
+            [T0 + round(s * NS) for s, k in events if k == kind],
+            [seq for seq, (_, k) in enumerate(events) if k == kind],
+        )
+        for kind, table in enumerate((Trades, Quotes, Levels))
+    ]
+    return write_recording(folder / "r", ONE, [Batch(ts=T0, trades=tables[0], quotes=tables[1], levels=tables[2])])
+
+
+async def played(feed, capacity=0):
+    """Play a feed to its end; return (instant, event) pairs, instants since the start."""
+    send, receive = trio.open_memory_channel(capacity)
+    start, seen = trio.current_time(), []
+
+    async def run():
+        async with send:
+            await feed.run(send)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        seen.extend([(trio.current_time() - start, event) async for event in receive])
+    return seen
+
+
+def batches(seen):
+    return [(instant, event) for instant, event in seen if isinstance(event, Batch)]
+
+
+def digest(events):
+    whole = StreamDigest()
+    for event in events:
+        if isinstance(event, Batch):
+            whole.update(event)
+    return whole.hexdigest()
+
+
+# --- the merge
+
+
+def test_chunks_are_cut_between_instants():
+    chunks = [rows_at(Trades, ts, range(len(ts))) for ts in ([1, 2, 2], [2], [], [2, 3], [3, 4])]
+    assert [c.ts_recv.tolist() for c in whole_instants(chunks)] == [[1], [2, 2, 2, 2], [3, 3], [4]]
+
+
+def test_no_chunks_no_instants():
+    assert list(whole_instants([])) == []
+    assert list(whole_instants([Trades.empty()])) == []
+
+
+def loaded(trades=(), quotes=(), levels=()):
+    merge = Merge()
+    for source, table, ts in (
+        (merge.trades, Trades, trades),
+        (merge.quotes, Quotes, quotes),
+        (merge.levels, Levels, levels),
+    ):
+        assert source.hungry
+        source.load(rows_at(table, ts, range(len(ts))) if ts else None)
+    return merge
+
+
+def parts(batch):
+    return tuple(table.ts_recv.tolist() for table in (batch.trades, batch.quotes, batch.levels))
+
+
+def test_merge_takes_what_is_due_from_every_table():
+    merge = loaded(trades=[1, 5], quotes=[2, 5], levels=[3, 5, 9])
+    assert merge.next_ns() == 1
+    batch = merge.take(4)
+    assert parts(batch) == ([1], [2], [3])
+    assert batch.ts == 3  # not 4: the same whenever it is asked
+    assert merge.next_ns() == 5
+
+
+def test_merge_stops_where_a_table_must_be_loaded_first():
+    merge = loaded(trades=[1, 5], quotes=[2, 3, 8, 9])
+    assert parts(merge.take(100)) == ([1, 5], [2, 3], [])
+    assert merge.trades.hungry
+    assert not merge.quotes.hungry
+    merge.trades.load(rows_at(Trades, [6], [2]))
+    assert parts(merge.take(100)) == ([6], [], [])
+    merge.trades.load(None)
+    assert parts(merge.take(100)) == ([], [8, 9], [])
+    merge.quotes.load(None)
+    assert merge.next_ns() is None
+
+
+@pytest.mark.parametrize(("rows", "instant"), [(1, 1), (2, 2), (3, 5), (4, 5), (5, 5), (6, 9), (99, 9)])
+def test_instant_after_so_many_rows(rows, instant):
+    assert loaded(trades=[1, 5], quotes=[2, 5], levels=[5, 9]).after_rows(rows) == instant
+
+
+@pytest.mark.parametrize(("upto", "instant"), [(4, 4), (19, 19), (21, 10), (35, 10), (11, 11)])
+def test_instant_before_a_silence_is_found_across_tables(upto, instant):
+    # Silent from 10 to 21 only: at 12 to 30 one table is silent while another is not.
+    assert loaded(trades=[1, 10, 30], quotes=[2, 8, 21, 40]).before_silence(upto, 10) == instant
+
+
+def test_slices_hold_whole_instants_of_all_tables(tmp_path):
+    feed = ReplayFeed(recorded(tmp_path, trades=[0, 1, 1, 2], quotes=[1, 1, 3], levels=[0, 3]))
+    assert [len(b) for b in feed.slices(rows=1)] == [2, 4, 1, 2]
+    assert [len(b) for b in feed.slices(rows=3)] == [6, 3]
+    assert [len(b) for b in feed.slices()] == [9]
+
+
+@real
+@pytest.mark.parametrize("name", ["binance_spot_20240808", "cme_ESH4_20231225", "cme_ESU4_20240701"])
+@pytest.mark.parametrize("rows", [1_000, 8_192, 10**9])
+def test_slices_of_real_tapes_are_complete_sorted_and_never_divide_an_instant(name, rows):
+    recording = open_recording(RECORDINGS / name)
+    last = 0
+    count = dict.fromkeys(("trades", "quotes", "levels"), 0)
+    for batch in ReplayFeed(recording).slices(rows):
+        times = np.concatenate([getattr(batch, table).ts_recv for table in count])
+        assert last < times.min()  # so no instant is in two batches
+        last = int(times.max())
+        assert batch.ts == last
+        count = {table: n + len(getattr(batch, table)) for table, n in count.items()}
+    expected = {"levels" if kind == "book" else kind: n for kind, n in recording.tables.items()}
+    assert {table: n for table, n in count.items() if n} == expected
+
+
+@real
+def test_two_thousand_rows_of_one_instant_stay_together():
+    sizes = [
+        int(np.bincount(np.unique(b.levels.ts_recv, return_inverse=True)[1]).max())
+        for b in ReplayFeed(open_recording(RECORDINGS / "binance_spot_20240808")).slices(rows=100)
+        if len(b.levels)
+    ]
+    assert max(sizes) == 2_001  # each symbol's snapshot: a clear and 1,000 levels a side
+
+
+# --- pacing
+
+
+@pytest.mark.parametrize("speed", [0.1, 1.0, 10.0])
+async def test_rows_come_when_they_are_due(tmp_path, autojump_clock, speed):
+    feed = ReplayFeed(recorded(tmp_path, trades=[0, 1, 1, 4], quotes=[1, 2.5], levels=[60]), speed=speed)
+    seen = batches(await played(feed))
+    assert [at for at, _ in seen] == pytest.approx([t / speed for t in (0, 1, 2.5, 4, 60)], rel=1e-12)
+    assert [parts(b) for _, b in seen][1] == ([T0 + NS] * 2, [T0 + NS], [])
+    assert [b.ts - T0 for _, b in seen] == [0, NS, 2_500_000_000, 4 * NS, 60 * NS]
+
+
+async def test_everything_due_comes_in_one_batch_after_a_wait(tmp_path, autojump_clock):
+    feed = ReplayFeed(recorded(tmp_path, trades=[0, 1, 2, 3, 4, 10]))
+    send, receive = trio.open_memory_channel(0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(feed.run, send)
+        assert isinstance(await receive.receive(), Marker)
+        await receive.receive()
+        await trio.sleep(3.5)  # a reader that is slow: second 1 waits for it, 2 and 3 come due meanwhile
+        assert [len(await receive.receive()) for _ in range(4)] == [1, 2, 1, 1]
+        assert trio.current_time() == 10.0  # and the tape has caught up
+        assert await receive.receive() == Marker(kind="end", ts=T0 + 10 * NS, reason="the recording has ended")
+
+
+async def test_lateness_is_counted_by_row(tmp_path, autojump_clock):
+    feed = ReplayFeed(recorded(tmp_path, trades=[0, 1, 2, 3, 4, 10]), speed=1.0)
+    send, receive = trio.open_memory_channel(0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(feed.run, send)
+        await receive.receive()
+        await receive.receive()
+        await trio.sleep(3.5)
+        for _ in range(5):
+            await receive.receive()
+    statistics = feed.statistics()
+    assert statistics.lateness_max_ms == 1_500.0  # second 2, at 3.5
+    assert statistics.lateness_p99_ms == 1_500.0
+    assert statistics.lateness_p50_ms <= 0.011
+    assert (statistics.rows, statistics.batches) == (6, 5)
+
+
+async def test_statistics_follow_the_tape(tmp_path, autojump_clock):
+    feed = ReplayFeed(recorded(tmp_path, trades=[0, 1, 4]), speed=2.0)
+    assert (feed.statistics().state, feed.statistics().progress) == ("waiting", 0.0)
+    send, receive = trio.open_memory_channel(10)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(feed.run, send)
+        await trio.sleep(1.0)
+        now = feed.statistics()
+        assert (now.state, now.rows, now.progress, now.position_ns) == ("playing", 2, 0.25, T0 + NS)
+    now = feed.statistics()
+    assert (now.state, now.rows, now.progress, now.passes) == ("ended", 3, 1.0, 1)
+    assert receive.statistics().current_buffer_used == 5
+
+
+async def test_infinite_speed_takes_no_time_and_lets_others_run(tmp_path, autojump_clock):
+    feed = ReplayFeed(recorded(tmp_path, trades=range(30_000)), speed=math.inf)
+    seen = await played(feed)
+    assert {at for at, _ in seen} == {0.0}
+    assert [len(b) for _, b in batches(seen)] == [8_192, 8_192, 8_192, 5_423, 1]  # the last instant is held back
+    assert feed.statistics().lateness_max_ms == 0.0
+
+
+# --- silences
+
+SILENT = {"trades": [0, 1, 3], "quotes": [103, 104.5], "levels": [3600]}
+
+
+@pytest.mark.parametrize(
+    ("gap", "instants"),
+    [
+        (KEEP, [0, 1, 3, 103, 104.5, 3600]),
+        (cap(2.0), [0, 1, 3, 5, 6.5, 8.5]),
+        (cap(200.0), [0, 1, 3, 103, 104.5, 304.5]),
+        (SKIP, [0, 1, 1, 1, 1, 1]),  # 0 to 1 is one second, not more
+    ],
+)
+@pytest.mark.parametrize("speed", [1.0, 10.0])
+async def test_silences_last_as_long_as_the_policy_says(tmp_path, autojump_clock, gap, instants, speed):
+    seen = batches(await played(ReplayFeed(recorded(tmp_path, **SILENT), speed=speed, gap=gap)))
+    assert [b.ts - T0 for _, b in seen] == [round(s * NS) for s in (0, 1, 3, 103, 104.5, 3600)]
+    assert [at for at, _ in seen] == pytest.approx([t / speed for t in instants], rel=1e-12)
+
+
+async def test_a_capped_silence_counts_even_when_the_reader_slept_through_it(tmp_path, autojump_clock):
+    """Caught in the act: what is due at 3.5 s must be reckoned with the silence as played, not as recorded."""
+    feed = ReplayFeed(recorded(tmp_path, trades=[0, 1, 1.5, 3, 3.5, 10]), gap=cap(1.0))
+    send, receive = trio.open_memory_channel(0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(feed.run, send)
+        await receive.receive()
+        await receive.receive()
+        await trio.sleep(2.75)
+        instants = []
+        for _ in range(5):
+            await receive.receive()
+            instants.append(trio.current_time())
+        await receive.receive()  # the end
+    # On the capped tape they are due at 0, 1, 1.5, 2.5, 3 and 4.
+    assert instants == [2.75, 2.75, 2.75, 3.0, 4.0]
+    assert feed.statistics().rows == 6
+
+
+async def test_ten_thousand_shortened_silences_do_not_drift(tmp_path, autojump_clock):
+    feed = ReplayFeed(recorded(tmp_path, trades=[i * 7.7 for i in range(10_001)]), speed=3.0, gap=cap(0.3))
+    seen = batches(await played(feed))
+    assert len(seen) == 10_001
+    assert seen[-1][0] == pytest.approx(10_000 * 0.3 / 3.0, abs=1e-9)
+
+
+@real
+async def test_twenty_two_hours_of_silence_are_skipped(autojump_clock):
+    recording = open_recording(RECORDINGS / "cme_ESH4_20231225")
+    seen = batches(await played(ReplayFeed(recording, speed=1000.0, gap=SKIP)))
+    assert sum(len(b) for _, b in seen) == recording.rows
+    assert seen[-1][0] < 3.6  # an hour of trading at 1000x, without its silences
+
+
+# --- the stream as a whole
+
+
+async def test_markers_frame_the_tape(tmp_path, autojump_clock):
+    seen = [event for _, event in await played(ReplayFeed(recorded(tmp_path, trades=[5, 6])))]
+    assert seen[0] == Marker(kind="epoch", ts=T0 + 5 * NS, reason="the recording begins")
+    assert seen[-1] == Marker(kind="end", ts=T0 + 6 * NS, reason="the recording has ended")
+    assert len(seen) == 4
+
+
+async def test_in_a_loop_every_pass_is_an_epoch_with_the_recorded_times(tmp_path, autojump_clock):
+    feed = ReplayFeed(recorded(tmp_path, trades=[0, 1], quotes=[2]), loop=True)
+    send, receive = trio.open_memory_channel(0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(feed.run, send)
+        seen = [await receive.receive() for _ in range(12)]
+        assert trio.current_time() == 6.0  # three passes of two seconds
+        assert (feed.statistics().passes, feed.statistics().state) == (3, "playing")
+        nursery.cancel_scope.cancel()
+    assert [e.kind if isinstance(e, Marker) else e.ts - T0 for e in seen] == ["epoch", 0, NS, 2 * NS] * 3
+
+
+async def test_the_tape_is_held_until_somebody_listens_but_only_once(tmp_path, autojump_clock):
+    calls = []
+
+    async def wait_start():
+        calls.append(trio.current_time())
+        await trio.sleep(7.0)
+
+    feed = ReplayFeed(recorded(tmp_path, trades=[0, 1]), loop=True, wait_start=wait_start)
+    send, receive = trio.open_memory_channel(0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(feed.run, send)
+        seen = []
+        for _ in range(6):
+            event = await receive.receive()
+            seen.append((trio.current_time(), event.kind if isinstance(event, Marker) else "batch"))
+            if len(seen) == 1:
+                await trio.testing.wait_all_tasks_blocked()
+                assert feed.statistics().state == "waiting"
+        nursery.cancel_scope.cancel()
+    assert seen == [(0, "epoch"), (7, "batch"), (8, "batch"), (8, "epoch"), (8, "batch"), (9, "batch")]
+    assert calls == [0.0]
+
+
+async def test_run_again_it_begins_with_a_new_epoch(tmp_path, autojump_clock):
+    feed = ReplayFeed(recorded(tmp_path, trades=[0, 1]))
+    first, second = await played(feed), await played(feed)
+    assert [type(e) for _, e in first] == [type(e) for _, e in second]
+    assert digest(e for _, e in first) == digest(e for _, e in second)
+
+
+@real
+async def test_content_is_the_same_at_any_speed(tmp_path, autojump_clock):
+    whole = open_recording(RECORDINGS / "binance_spot_20240808")
+    some = itertools.islice(ReplayFeed(whole).slices(rows=500), 80)
+    recording = write_recording(tmp_path / "part", whole.instruments, some)
+    assert recording.rows > 40_000
+    digests = {digest(ReplayFeed(recording).slices(rows)) for rows in (1, 777, 10**9)}
+    for speed in (1.0, 50.0, math.inf):
+        digests.add(digest(event for _, event in await played(ReplayFeed(recording, speed=speed))))
+    digests.add(digest(event for _, event in await played(ReplayFeed(recording, speed=10.0, gap=SKIP))))
+    assert len(digests) == 1
+
+
+@real
+async def test_content_of_a_whole_tape_is_the_same_merged_and_rushed(autojump_clock):
+    recording = open_recording(RECORDINGS / "binance_spot_20240808")
+    rushed = [event for _, event in await played(ReplayFeed(recording, speed=math.inf))]
+    assert digest(rushed) == digest(ReplayFeed(recording).slices())
+    assert all(len(b) >= 8_192 or i >= 30 for i, b in enumerate(e for e in rushed if isinstance(e, Batch)))
+
+
+# --- what goes wrong
+
+
+async def test_a_bad_row_ends_the_feed_with_the_error_itself(tmp_path, autojump_clock):
+    recording = recorded(tmp_path, trades=[0, 1], quotes=[0])
+    (tmp_path / "r.trades.parquet").write_bytes(b"gone bad")
+    with pytest.raises(RecordingError, match=r"r\.trades\.parquet: cannot be read") as caught:
+        await ReplayFeed(recording).run(trio.open_memory_channel(10)[0])
+    assert caught.value.__cause__ is not None  # pyarrow's own words, for the log
+
+
+async def test_a_closed_channel_ends_the_feed_with_that_error_itself(tmp_path, autojump_clock):
+    send, receive = trio.open_memory_channel(1)
+    feed = ReplayFeed(recorded(tmp_path, trades=[0, 1]))
+    async with trio.open_nursery() as nursery:
+
+        async def run():
+            with pytest.raises(trio.BrokenResourceError):
+                await feed.run(send)
+
+        nursery.start_soon(run)
+        await receive.receive()
+        receive.close()
+
+
+async def test_a_cancel_leaves_no_file_open(tmp_path, autojump_clock):
+    closed = []
+
+    class Watched:
+        name, instruments, start_ns, end_ns = "w", ONE, T0, T0 + NS
+
+        def trades(self):
+            try:
+                for second in itertools.count():
+                    yield rows_at(Trades, [T0 + second * NS], [second])
+            finally:
+                closed.append("trades")
+
+        def quotes(self):
+            yield from ()
+
+        levels = quotes
+
+    send, _receive = trio.open_memory_channel(math.inf)
+    with trio.move_on_after(10):
+        await ReplayFeed(Watched()).run(send)
+    assert closed == ["trades"]
+
+
+async def test_reading_runs_ahead_by_one_chunk_only(tmp_path, autojump_clock):
+    read = []
+
+    class Counting:
+        name, instruments, start_ns, end_ns = "c", ONE, T0, T0 + 100 * NS
+
+        def trades(self):
+            for second in range(100):
+                read.append(second)
+                yield rows_at(Trades, [T0 + second * NS], [second])
+
+        def quotes(self):
+            yield from ()
+
+        levels = quotes
+
+    send, receive = trio.open_memory_channel(0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ReplayFeed(Counting()).run, send)
+        for _ in range(1 + 50):
+            await receive.receive()
+        # 50 rows have come, one waits in the merge, one beside it, and to cut the latter one more was looked at.
+        assert len(read) <= 50 + 3
+        nursery.cancel_scope.cancel()
+
+
+# --- options
+
+
+@pytest.mark.parametrize(
+    ("text", "speed"), [("1", 1.0), ("10x", 10.0), ("0.1", 0.1), ("1000", 1000.0), (" MAX ", math.inf)]
+)
+def test_speeds(text, speed):
+    assert parse_speed(text) == speed
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "0.09", "1001", "nan", "fast", "", "x"])
+def test_wrong_speeds(text):
+    with pytest.raises(OptionError, match=rf"speed '{text}' is not a number from 0.1 to 1000, or 'max'"):
+        parse_speed(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "gap"),
+    [("keep", KEEP), ("skip", SKIP), ("cap:2", GapPolicy(2 * NS, 2 * NS)), ("CAP:0.5", cap(0.5))],
+)
+def test_gap_policies(text, gap):
+    assert parse_gap(text) == gap
+
+
+@pytest.mark.parametrize("text", ["", "cap", "cap:", "cap:0", "cap:-1", "cap:nan", "cap:inf", "cap:x", "skip:1", "no"])
+def test_wrong_gap_policies(text):
+    with pytest.raises(OptionError, match=rf"gap '{text}' is not 'keep', 'skip' or 'cap:SECONDS'"):
+        parse_gap(text)
+
+
+def test_options_are_checked_where_they_are_read():
+    assert msgspec.convert({"path": "x"}, ReplayOptions) == ReplayOptions(path="x", speed=1.0, loop=False, gap="keep")
+    with pytest.raises(msgspec.ValidationError, match="speed 0"):
+        msgspec.convert({"path": "x", "speed": 0.0}, ReplayOptions)
+    with pytest.raises(msgspec.ValidationError, match="gap 'drop'"):
+        msgspec.convert({"path": "x", "gap": "drop"}, ReplayOptions)
+    with pytest.raises(msgspec.ValidationError, match="unknown field"):
+        msgspec.convert({"path": "x", "sped": 1.0}, ReplayOptions)
+
+
+def test_the_feed_refuses_a_speed_out_of_range(tmp_path):
+    with pytest.raises(OptionError, match=r"speed 0\.01"):
+        ReplayFeed(recorded(tmp_path, trades=[0]), speed=0.01)
+
+
+# --- lateness
+
+
+def test_histogram_percentiles_are_at_most_an_eighth_too_high():
+    values = np.random.default_rng(1).lognormal(0.0, 2.0, 10_000)
+    histogram = LatenessHistogram()
+    for part in np.array_split(values, 7):
+        histogram.add(part)
+    for share in (0.5, 0.9, 0.99):
+        true = float(np.quantile(values, share, method="inverted_cdf"))
+        assert true <= histogram.percentile(share) <= true * 1.125
+    assert histogram.max_ms == values.max()
+
+
+def test_histogram_of_nothing_and_of_the_extremes():
+    histogram = LatenessHistogram()
+    assert histogram.percentile(0.5) == 0.0
+    histogram.add(np.array([0.0]))
+    assert histogram.percentile(0.5) == 0.0
+    histogram.add(np.array([1e9, 1e9]))
+    assert histogram.percentile(0.99) == 1e9

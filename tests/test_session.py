@@ -1,0 +1,212 @@
+"""Requests and their answers, one client at a time; every message of the protocol against a golden transcript."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from feeds.records import BUY, SELL
+from tests.scripted import BTC, ETH, START_NS, FakeWire, Tape, open_market, open_outbox
+from ticker import __version__
+from ticker.market import Market
+from ticker.session import Session, SessionOptions
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+class Client:
+    """A client that speaks to a session directly."""
+
+    def __init__(self, market: Market, **options: Any) -> None:
+        self.wire: FakeWire
+        self.wire, self.outbox = open_outbox()
+        self.session = Session(1, self.outbox, market, SessionOptions(**options))
+
+    def ask(self, method: str, **params: Any) -> list[Any]:
+        """Send a request and return what comes back at once."""
+        return self.say(json.dumps({"method": method, "params": params, "req_id": 1}))
+
+    def say(self, text: str | bytes) -> list[Any]:
+        self.session.receive(text)
+        return self.wire.messages()
+
+
+@pytest.fixture
+def fixed_time(monkeypatch):
+    monkeypatch.setattr("feeds.clock.wall_ns", lambda: START_NS)
+
+
+@pytest.fixture
+async def market(nursery, fixed_time):
+    market = open_market()
+    nursery.start_soon(market.broadcaster.run)
+    nursery.start_soon(market.gateway.run)
+    return market
+
+
+@pytest.fixture
+def client(market):
+    return Client(market)
+
+
+async def settle() -> None:
+    await trio.sleep(1)
+    await trio.testing.wait_all_tasks_blocked()
+
+
+REQUESTS = [
+    '{"method":"ping","req_id":1}',
+    '{"method":"ping"}',
+    '{"method":"subscribe","params":{"channel":"instrument"},"req_id":2}',
+    '{"method":"subscribe","params":{"channel":"ticker","symbol":["BTC/USD","ETH/USDT","NO/PE"]},"req_id":3}',
+    '{"method":"subscribe","params":{"channel":"ticker","symbol":"BTC/USD","event_trigger":"bbo"},"req_id":4}',
+    '{"method":"subscribe","params":{"channel":"ticker","symbol":["BTC/USD"]},"req_id":5}',
+    '{"method":"subscribe","params":{"channel":"book","symbol":["BTC/USD"],"depth":25},"req_id":6}',
+    '{"method":"subscribe","params":{"channel":"book","symbol":["BTC/USD"],"depth":11},"req_id":7}',
+    '{"method":"subscribe","params":{"channel":"trade","symbol":["BTC/USD","ETHUSDT"],"snapshot":true},"req_id":8}',
+    '{"method":"subscribe","params":{"channel":"ohlc","symbol":["BTC/USD"],"interval":5},"req_id":9}',
+    '{"method":"subscribe","params":{"channel":"ohlc","symbol":["BTC/USD"],"interval":2},"req_id":10}',
+    '{"method":"subscribe","params":{"channel":"nothing","symbol":["BTC/USD"]},"req_id":11}',
+    '{"method":"subscribe","params":{"channel":"ticker"},"req_id":12}',
+    '{"method":"subscribe","params":{"channel":"executions","token":"any"},"req_id":13}',
+    '{"method":"subscribe","params":{"channel":"balances","token":"any"},"req_id":14}',
+    '{"method":"unsubscribe","params":{"channel":"ticker","symbol":["BTC/USD","ETHUSDT","NO/PE"]},"req_id":15}',
+    '{"method":"unsubscribe","params":{"channel":"instrument"},"req_id":16}',
+    '{"method":"unsubscribe","params":{"channel":"instrument"},"req_id":17}',
+    '{"method":"frobnicate","req_id":18}',
+    '{"method":"ping","req_id":NaN}',
+    "[]",
+    '{"method":"add_order","params":{"order_type":"limit","side":"buy","symbol":"BTC/USD","order_qty":0.5,'
+    '"limit_price":100.2,"cl_ord_id":"my-1","token":"any"},"req_id":19}',
+    '{"method":"add_order","params":{"order_type":"limit","side":"buy","symbol":"BTC/USD","order_qty":0.5,'
+    '"limit_price":99.0,"cl_ord_id":"my-2"},"req_id":20}',
+    '{"method":"add_order","params":{"order_type":"market","side":"sell","symbol":"BTC/USD","order_qty":5},"req_id":21}',
+    '{"method":"cancel_order","params":{"cl_ord_id":["my-2"]},"req_id":22}',
+    '{"method":"cancel_order","params":{"cl_ord_id":["my-2"]},"req_id":23}',
+    '{"method":"add_order","params":{"order_type":"limit","side":"buy","symbol":"BTC/USD","order_qty":0.5,'
+    '"limit_price":100.25},"req_id":24}',
+]
+
+
+async def test_every_message_of_the_protocol_is_as_the_golden_transcript_has_it(autojump_clock, market, client):
+    """Set UPDATE_GOLDEN=1 to write the transcript anew; then read the difference."""
+    tape, lines = Tape(), []
+    book = [(BUY, 1000, 50_000_000), (BUY, 999, 70_000_000), (SELL, 1001, 20_000_000), (SELL, 1002, 90_000_000)]
+
+    def note() -> None:
+        lines.extend("<- " + payload for payload in client.wire.payloads())
+
+    client.session.begin()
+    note()
+    market.broadcaster.publish(tape.levels(BTC, *book, snapshot=True))
+    market.broadcaster.publish(tape.quotes((BTC, 1000, 50_000_000, 1001, 20_000_000), (ETH, 5, 1, 6, 1)))
+    market.broadcaster.publish(tape.trades((BTC, BUY, 1001, 10_000_000), (BTC, SELL, 1000, 5), (ETH, BUY, 6, 1)))
+    for request in REQUESTS:
+        lines.append("-> " + request)
+        client.session.receive(request)
+        await settle()
+        note()
+    lines.append("-- the market moves")
+    batches = [
+        tape.levels(BTC, (BUY, 1000, 0), (SELL, 1001, 30_000_000)),
+        tape.quotes((BTC, 999, 70_000_000, 1001, 30_000_000)),
+        tape.trades((BTC, SELL, 999, 25), (ETH, BUY, 7, 12345)),
+    ]
+    for batch in batches:
+        market.broadcaster.publish(batch)
+        market.gateway.market_moved(batch)
+        await settle()
+        note()
+    lines.append("-- silence")
+    client.session.beat()
+    client.session.beat()
+    note()
+    lines.append("-- the server stops")
+    client.session.tell_status("maintenance", 1000)
+    note()
+    transcript = "\n".join(lines).replace(f'"version":"{__version__}"', '"version":"VERSION"') + "\n"
+    path = GOLDEN / "kraken_v2.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(transcript)
+    assert transcript == path.read_text()
+
+
+async def test_the_result_of_an_acknowledgement_can_be_sent_back_as_it_is(autojump_clock, market, client):
+    for params in (
+        {"channel": "ticker", "event_trigger": "bbo"}, {"channel": "book", "depth": 100},
+        {"channel": "ohlc", "interval": 60}, {"channel": "trade", "snapshot": True},
+    ):  # fmt: skip
+        (first,) = client.ask("subscribe", symbol=["BTC/USD"], **params)
+        (removed,) = client.ask("unsubscribe", **first["result"])
+        (second,) = client.ask("subscribe", **first["result"])
+        assert removed["success"]
+        assert second["result"] == first["result"]
+
+
+async def test_a_reply_precedes_the_data_it_causes(autojump_clock, market, client):
+    market.broadcaster.publish(Tape().quotes((BTC, 1, 1, 2, 1)))
+    reply, snapshot = client.ask("subscribe", channel="ticker", symbol=["BTC/USD"])
+    assert reply["success"]
+    assert snapshot["type"] == "snapshot"
+
+
+async def test_a_symbol_named_twice_is_subscribed_once(autojump_clock, market, client):
+    assert len(client.ask("subscribe", channel="ticker", symbol=["BTC/USD", "BTC/USD"])) == 1
+
+
+async def test_more_subscriptions_than_allowed_are_refused_one_by_one(autojump_clock, market):
+    client = Client(market, max_subscriptions=1)
+    replies = client.ask("subscribe", channel="ticker", symbol=["BTC/USD", "ETHUSDT"])
+    assert [reply["success"] for reply in replies] == [True, False]
+    assert "may have 1 subscriptions" in replies[1]["error"]
+
+
+async def test_too_many_requests_are_refused_and_the_session_lives(autojump_clock, market):
+    client = Client(market, requests_per_s=10, requests_burst=3)
+    assert [client.ask("ping")[0]["method"] for _ in range(3)] == ["pong"] * 3
+    (refusal,) = client.ask("ping")
+    assert (refusal["success"], refusal["error"]) == (False, "EGeneral:Too many requests")
+    await trio.sleep(0.1)
+    assert client.ask("ping")[0]["method"] == "pong"
+
+
+async def test_a_binary_message_is_refused(autojump_clock, market, client):
+    (refusal,) = client.say(b'{"method":"ping"}')
+    assert refusal["success"] is False
+
+
+async def test_a_heartbeat_comes_only_into_silence_and_only_to_subscribers(autojump_clock, market, client):
+    client.session.beat()
+    client.session.beat()
+    assert client.wire.messages() == []
+    client.ask("subscribe", channel="ticker", symbol=["BTC/USD"])
+    client.session.beat()
+    assert client.wire.messages() == []
+    client.session.beat()
+    client.session.beat()
+    assert client.wire.messages() == [{"channel": "heartbeat"}] * 2
+    client.ask("ping")
+    client.session.beat()
+    assert client.wire.messages() == []
+
+
+async def test_a_session_that_ends_leaves_nothing_behind(autojump_clock, market, client):
+    for channel in ("ticker", "trade", "book", "ohlc"):
+        client.ask("subscribe", channel=channel, symbol=["BTC/USD"])
+    for channel in ("executions", "balances"):
+        client.ask("subscribe", channel=channel)
+    client.session.forget()
+    assert market.broadcaster.statistics().subscriptions == 0
+    assert not market.gateway.reads(client.session)
+
+
+async def test_the_slowest_are_told_why_they_are_cut_off(autojump_clock, market, client):
+    client.session._subscriber.cut_off("too far behind")
+    client.session.end(1001, "later")
+    assert client.session.close == (4008, "too far behind")

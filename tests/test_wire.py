@@ -1,0 +1,81 @@
+"""How requests are read, and what is refused."""
+
+import json
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ticker.errors import Code, RequestError
+from ticker.wire import AddOrderParams, SubscribeParams, decode_request, params_of
+
+
+def refused(text: str) -> Code:
+    with pytest.raises(RequestError) as error:
+        decode_request(text)
+    return error.value.code
+
+
+def test_a_request_is_read_and_unknown_keys_are_ignored():
+    request = decode_request(
+        '{"method":"subscribe","future":[{}],"params":{"channel":"ticker","symbol":"A/B","x":1},"req_id":7}'
+    )
+    params = params_of(request, SubscribeParams)
+    assert (request.method, request.req_id, params.channel, params.symbols) == ("subscribe", 7, "ticker", ["A/B"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "nope", '{"method":"ping"', '{"method":NaN}', '{"a":Infinity,"method":"ping"}', "[" * 16000,
+        '{"method":"ping","method":"ping"}', '{"method":"ping","req_id":18446744073709551616}',
+        '{"method":"ping","req_id":' + "9" * 5000 + "}", '{"method":"ping","x":1e400}', '{"method":"ping","x":1e-400}',
+        '{"method":"\\ud800"}', '{"method":"ping","x":["\\udfff"]}', '{"method":"ping","x":' + "[" * 9 + "]" * 9 + "}",
+    ],
+)  # fmt: skip
+def test_json_that_is_not_accepted_is_refused_as_such(text):
+    assert refused(text) is Code.INVALID_JSON
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1", "null", "[]", '"method"', "{}", '{"method":1}', '{"method":"ping","req_id":"7"}',
+     '{"method":"ping","req_id":true}', '{"method":"ping","req_id":1.0}', '{"method":"ping","params":[]}'],
+)  # fmt: skip
+def test_json_that_is_not_a_request_is_refused_as_such(text):
+    assert refused(text) is Code.INVALID_REQUEST
+
+
+def test_brackets_in_strings_do_not_count_as_depth():
+    assert decode_request(json.dumps({"method": "[" * 100 + '\\"{' * 100})).method.startswith("[[")
+
+
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [
+        ({"channel": 1}, "channel"), ({}, "channel"), ({"channel": "book", "depth": True}, "depth"),
+        ({"channel": "book", "depth": "10"}, "depth"), ({"channel": "ticker", "symbol": [1]}, "symbol"),
+        ({"channel": "ticker", "event_trigger": "never"}, "event_trigger"),
+        ({"channel": "ticker", "snapshot": 1}, "snapshot"),
+    ],
+)  # fmt: skip
+def test_a_wrong_parameter_is_refused_by_name(params, field):
+    request = decode_request(json.dumps({"method": "subscribe", "params": params}))
+    with pytest.raises(RequestError, match=field) as error:
+        params_of(request, SubscribeParams)
+    assert error.value.code is Code.INVALID_FIELD
+
+
+@given(st.decimals(min_value="0.00000001", max_value="1000000000", places=8))
+def test_order_numbers_are_read_exactly_as_written(value):
+    text = f'{{"method":"add_order","params":{{"order_type":"limit","side":"buy","symbol":"A/B","order_qty":{value}}}}}'
+    assert params_of(decode_request(text), AddOrderParams).order_qty == Decimal(str(value))
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_read_or_refused(text):
+    try:
+        decode_request(text)
+    except RequestError as error:
+        assert len(error.text) <= 400

@@ -1,0 +1,459 @@
+"""One connection to a server, and a stream of messages that outlives connections.
+
+:func:`open_connection` gives a :class:`Connection`: requests with their replies, and iteration over what the channels
+send. It starts no task: whichever task waits for something reads the socket, and sorts what arrives for the others.
+So nothing is read while nobody waits, and the server notices that its client is slow and sends it newer values instead.
+
+:func:`open_stream` keeps a connection open, with backoff, and subscribes again after each loss.
+
+Messages are plain dicts. Numbers with decimals are :class:`~decimal.Decimal`, digit by digit as the server printed
+them. This module must not know of terminals, nor import anything of the server side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from decimal import Decimal
+from typing import Any, Final, Literal, NoReturn
+
+import msgspec
+import trio
+import trio_websocket
+
+Message = dict[str, Any]
+
+#: A server on the same desk answers in milliseconds; one behind a slow line within this.
+CONNECT_TIMEOUT_S: Final = 5.0
+DISCONNECT_TIMEOUT_S: Final = 2.0
+REQUEST_TIMEOUT_S: Final = 10.0
+#: With a subscription the server sends a heartbeat every second; after this long without a byte it is gone.
+SILENCE_S: Final = 10.0
+#: Messages that a connection keeps while a request waits for its reply and nobody iterates.
+MAX_UNREAD: Final = 50_000
+#: Symbols in one request: a server reads messages of at most 16 KiB.
+SYMBOLS_PER_REQUEST: Final = 200
+#: The snapshot of the ``instrument`` channel has some 350 bytes per pair, so thousands of pairs pass the usual 1 MiB.
+MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+#: Close codes with which a server says that coming back is of no use.
+FINAL_CLOSE_CODES: Final = range(4500, 5000)
+
+_decode: Final = msgspec.json.Decoder(float_hook=Decimal).decode
+
+
+class ConnectionRefused(Exception):
+    """There is no connection to be had at a URL; the text says why and what to do."""
+
+
+class ConnectionLost(Exception):
+    """A connection has ended; the text says why and what to do.
+
+    Attributes:
+        code: The Close code of the WebSocket, 1006 where there was none.
+    """
+
+    def __init__(self, text: str, code: int = 1006) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Subscription(msgspec.Struct, frozen=True):
+    """What to subscribe to, again after every reconnect.
+
+    Attributes:
+        channel: "ticker", "trade", "book", ...
+        symbols: Their names, or None for every pair that the server lists.
+        params: Further parameters of the channel, such as ``{"depth": 10}``.
+    """
+
+    channel: str
+    symbols: tuple[str, ...] | None = None
+    params: dict[str, Any] = {}
+
+
+class StateChange(msgspec.Struct, frozen=True, kw_only=True):
+    """What an open stream reports between messages.
+
+    Attributes:
+        state: ``connecting``, ``connected`` (and subscribed), ``waiting`` (to try again), or ``ended`` (it will not).
+        text: Why, in words; empty if there is nothing to say.
+        retry_in_s: In state ``waiting``: seconds to the next attempt.
+        refused: In state ``connected``: subscriptions that the server refused, in its words.
+    """
+
+    state: Literal["connecting", "connected", "waiting", "ended"]
+    text: str = ""
+    retry_in_s: float = 0.0
+    refused: tuple[str, ...] = ()
+
+
+class Connection:
+    """An open connection; made by :func:`open_connection`.
+
+    It must be read from: a server gives up on a client that neither iterates nor waits for a reply for long.
+
+    Attributes:
+        url: Where it leads.
+        unread: Messages that have arrived and were not iterated over.
+    """
+
+    def __init__(self, url: str, socket: trio_websocket.WebSocketConnection) -> None:
+        self.url = url
+        self.unread: deque[Message] = deque()
+        self._socket = socket
+        self._next_req_id = 1
+        self._replies: dict[int, list[Message]] = {}
+        self._instruments: Message | None = None
+        self._lost: ConnectionLost | None = None
+        self._reading = False
+        self._arrived = trio.Event()  # replaced with every message
+
+    # Requests
+
+    async def request(self, method: str, params: Message | None = None) -> Message:
+        """Send a request and return its reply, as a dict; a refusal has ``success`` False and an ``error``.
+
+        Raises:
+            ConnectionLost: The connection has ended, or there was no reply within 10 s.
+        """
+        return (await self._exchange(method, params, 1))[0]
+
+    async def subscribe(self, channel: str, symbols: Sequence[str], **params: Any) -> list[Message]:  # noqa: ANN401
+        """Subscribe to a channel for some symbols.
+
+        Args:
+            channel: "ticker", "trade", "book", ...
+            symbols: At least one; they are sent in as many requests as it takes.
+            params: Further parameters of the channel.
+
+        Returns:
+            One reply per symbol; those that were refused have ``success`` False, an ``error`` and their ``symbol``.
+            The messages themselves come by iteration.
+
+        Raises:
+            ConnectionLost: As :meth:`request`.
+        """
+        replies: list[Message] = []
+        names = list(dict.fromkeys(symbols))
+        for start in range(0, len(names), SYMBOLS_PER_REQUEST):
+            part = names[start : start + SYMBOLS_PER_REQUEST]
+            wish = {"channel": channel, "symbol": part, **params}
+            replies += await self._exchange("subscribe", wish, len(part))
+        return replies
+
+    async def pairs(self) -> list[Message]:
+        """Return what the server lists: the pairs of the ``instrument`` channel, in its order.
+
+        Raises:
+            ConnectionLost: As :meth:`request`, or the server has no such channel.
+        """
+        if self._instruments is None:
+            reply = await self.request("subscribe", {"channel": "instrument"})
+            if not reply.get("success"):
+                raise ConnectionLost(f"{self.url} does not list its pairs ({reply.get('error')}); name the symbols")
+            await self._wait(lambda: self._instruments is not None, "list of instruments")
+        data = (self._instruments or {}).get("data", {})
+        pairs: list[Message] = data.get("pairs", [])
+        return pairs
+
+    async def _exchange(self, method: str, params: Message | None, count: int) -> list[Message]:
+        """Send a request and return its replies: ``count`` of them, or the one that refuses it as a whole."""
+        req_id, self._next_req_id = self._next_req_id, self._next_req_id + 1
+        replies = self._replies[req_id] = []
+        message: Message = {"method": method, "req_id": req_id}
+        if params is not None:
+            message["params"] = params
+        try:
+            await self._send(msgspec.json.encode(message).decode())
+            await self._wait(lambda: len(replies) >= count or _refuses_all(replies), f"reply to {method}")
+        finally:
+            del self._replies[req_id]
+        return replies
+
+    async def _send(self, text: str) -> None:
+        if self._lost is not None:
+            raise self._lost
+        try:
+            await self._socket.send_message(text)
+        except trio_websocket.ConnectionClosed as error:
+            raise self._end(_why(self.url, error.reason)) from None
+        except trio.Cancelled:
+            # Half of the frame may be on its way, and whatever followed would land inside it.
+            self._end(ConnectionLost(f"{self.url}: a request was cancelled while it was being sent; connect again"))
+            raise
+
+    # Reading
+
+    def __aiter__(self) -> Connection:
+        return self
+
+    async def __anext__(self) -> Message:
+        """Return the next message of a channel; raises ConnectionLost at the end of the connection."""
+        return await self.receive()
+
+    async def receive(self) -> Message:
+        """Return the next message that is not a reply. A cancel loses nothing.
+
+        Raises:
+            ConnectionLost: The connection has ended and everything that came before was returned.
+        """
+        if self.unread:
+            await trio.lowlevel.checkpoint()
+        await self._pump(lambda: bool(self.unread))
+        return self.unread.popleft()
+
+    async def _wait(self, done: Callable[[], bool], what: str) -> None:
+        with trio.move_on_after(REQUEST_TIMEOUT_S) as deadline:
+            await self._pump(done)
+        if deadline.cancelled_caught:
+            raise ConnectionLost(f"{self.url}: no {what} within {REQUEST_TIMEOUT_S:.0f} s; is this a ticker server?")
+
+    async def _pump(self, done: Callable[[], bool]) -> None:
+        """Read until something is done. One task reads at a time; the others look at what it brings."""
+        while not done():
+            if self._lost is not None:
+                raise self._lost
+            if self._reading:
+                await self._arrived.wait()
+                continue
+            self._reading = True
+            try:
+                self._sort(await self._socket.get_message())
+            except trio_websocket.ConnectionClosed as error:
+                self._end(_why(self.url, error.reason))
+            finally:
+                self._reading = False
+                self._arrived.set()  # one of the waiting tasks goes on reading
+                self._arrived = trio.Event()
+
+    def _sort(self, data: str | bytes) -> None:
+        """Put a message where it is waited for."""
+        try:
+            message = _decode(data)
+        except (msgspec.DecodeError, ValueError):
+            message = None
+        if not isinstance(message, dict):
+            self._end(ConnectionLost(f"{self.url} sent something that is not a JSON object; is this a ticker server?"))
+        elif "method" in message:
+            self._replies.get(message.get("req_id", 0), []).append(message)
+        elif len(self.unread) >= MAX_UNREAD:
+            self._end(ConnectionLost(f"{self.url}: {MAX_UNREAD} messages came before a reply; iterate meanwhile"))
+        else:
+            if message.get("channel") == "instrument":
+                self._instruments = message
+            self.unread.append(message)
+
+    def _end(self, error: ConnectionLost) -> ConnectionLost:
+        """Note why the connection has ended; the first reason counts."""
+        if self._lost is None:
+            self._lost = error
+        return self._lost
+
+
+def _refuses_all(replies: list[Message]) -> bool:
+    """Whether a request was refused as a whole: such a refusal names no symbol."""
+    return any(not reply.get("success", True) and "symbol" not in reply for reply in replies)
+
+
+def _why(url: str, reason: trio_websocket.CloseReason | None) -> ConnectionLost:
+    if reason is None or reason.code == 1006:
+        return ConnectionLost(f"{url} broke the connection off; connect again, or look at its log")
+    said = f" ({reason.reason})" if reason.reason else ""
+    return ConnectionLost(f"{url} closed the connection: {reason.code}{said}", reason.code)
+
+
+@contextlib.asynccontextmanager
+async def open_connection(url: str) -> AsyncIterator[Connection]:
+    """Connect to a server; leaving the context closes the connection.
+
+    Args:
+        url: ``ws://HOST:PORT/v2``, or wss.
+
+    Raises:
+        ConnectionRefused: There is no connection to be had.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            socket = await stack.enter_async_context(_closing(url))
+        except (trio_websocket.HandshakeError, OSError, ValueError) as error:
+            raise ConnectionRefused(_why_not(url, error)) from error
+        yield Connection(url, socket)
+
+
+@contextlib.asynccontextmanager
+async def _closing(url: str) -> AsyncIterator[trio_websocket.WebSocketConnection]:
+    """Open a WebSocket; a peer that does not answer our Close is left behind without a word."""
+    opening = trio_websocket.open_websocket_url(
+        url,
+        connect_timeout=CONNECT_TIMEOUT_S,
+        disconnect_timeout=math.inf,
+        max_message_size=MAX_MESSAGE_BYTES,
+    )
+    error: BaseException | None = None
+    with trio.CancelScope() as scope:
+        async with opening as socket:
+            try:
+                yield socket
+            except BaseException as raised:
+                error = raised
+                raise
+            finally:
+                # For all of it: our Close, the answer, and the end of TCP, for which the library would wait for ever.
+                scope.deadline = trio.current_time() + DISCONNECT_TIMEOUT_S
+    if scope.cancelled_caught and error is not None:
+        raise error
+
+
+def _why_not(url: str, error: Exception) -> str:
+    if isinstance(error, trio_websocket.ConnectionRejected):
+        said = (error.body or b"").decode(errors="replace").strip()
+        return f"{url} answered HTTP {error.status_code}: {said or 'no reason given'}"
+    if isinstance(error, trio_websocket.ConnectionTimeout):
+        return f"{url} did not answer as a WebSocket within {CONNECT_TIMEOUT_S:.0f} s; is this a ticker server?"
+    if isinstance(error, ValueError):
+        return f"{url} is not a WebSocket URL ({error}); it looks like ws://127.0.0.1:8765/v2"
+    return f"no server at {url} ({_system_error(error)}); start one with `ticker serve`"
+
+
+def _system_error(error: BaseException) -> str:
+    """Return what the system said, from below what Trio and trio-websocket put around it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, BaseExceptionGroup):  # one per address that was tried
+        return _system_error(error.exceptions[0])
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+class Backoff:
+    """Delays between attempts: longer each time, and never the same for two clients that broke off together.
+
+    The "decorrelated jitter" of AWS's "Exponential Backoff And Jitter": uniform between the least delay and three
+    times the delay before, up to the limit.
+
+    Args:
+        random: Where the jitter comes from.
+    """
+
+    FIRST_S: Final = 0.5
+    LIMIT_S: Final = 10.0
+
+    def __init__(self, random: random.Random) -> None:
+        self._random = random
+        self._delay = self.FIRST_S
+
+    def next(self) -> float:
+        """Return the next delay, in seconds."""
+        self._delay = min(self.LIMIT_S, self._random.uniform(self.FIRST_S, 3 * self._delay))
+        return self._delay
+
+    def reset(self) -> None:
+        """Begin with short delays again."""
+        self._delay = self.FIRST_S
+
+
+#: Items of a stream that may wait for their reader; beyond that the server is not read from and sends newer values.
+STREAM_BUFFER: Final = 256
+
+
+@contextlib.asynccontextmanager
+async def open_stream(
+    url: str, subscriptions: Iterable[Subscription]
+) -> AsyncIterator[trio.MemoryReceiveChannel[Message | StateChange]]:
+    """Give the messages of some subscriptions for as long as the context lasts, over any number of connections.
+
+    The channel's items are messages in the order of the server, and a :class:`StateChange` wherever something
+    happened to the connection. It ends only if the server says that coming back is of no use.
+    What the body raises arrives in an ExceptionGroup, as from every nursery.
+    """
+    send, receive = trio.open_memory_channel[Message | StateChange](STREAM_BUFFER)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_keep_connected, url, tuple(subscriptions), send, Backoff(random.Random()))
+        try:
+            yield receive
+        finally:
+            nursery.cancel_scope.cancel()  # before closing, which would wake the sender with an error
+            receive.close()
+
+
+async def _keep_connected(
+    url: str, wishes: tuple[Subscription, ...], out: trio.MemorySendChannel[Message | StateChange], backoff: Backoff
+) -> None:
+    async with out:
+        while True:
+            await out.send(StateChange(state="connecting"))
+            started, told = trio.current_time(), _Told()
+            try:
+                async with open_connection(url) as connection:
+                    await _relay(connection, wishes, out, told)
+            except (ConnectionRefused, ConnectionLost) as error:
+                lost = error
+            if isinstance(lost, ConnectionLost) and lost.code in FINAL_CLOSE_CODES:
+                await out.send(StateChange(state="ended", text=str(lost)))
+                return
+            if trio.current_time() - started > Backoff.LIMIT_S:
+                backoff.reset()
+            delay = max(backoff.next(), told.reconnect_after_s)
+            await out.send(StateChange(state="waiting", text=str(lost), retry_in_s=delay))
+            await trio.sleep(delay)
+
+
+class _Told:
+    """What a server said about its own end."""
+
+    def __init__(self) -> None:
+        self.reconnect_after_s = 0.0
+
+    def hear(self, message: Message) -> None:
+        """Note how long a planned stop takes; a second stop cannot last longer than a minute for us."""
+        if message.get("channel") == "status":
+            after_ms = message["data"][0].get("reconnect_after_ms", 0)
+            self.reconnect_after_s = min(after_ms / 1000, 60.0)
+
+
+async def _relay(
+    connection: Connection,
+    wishes: tuple[Subscription, ...],
+    out: trio.MemorySendChannel[Message | StateChange],
+    told: _Told,
+) -> NoReturn:
+    """Subscribe, and pass on what comes until the connection ends."""
+    refused = [text for wish in wishes for text in await _subscribe(connection, wish)]
+    await out.send(StateChange(state="connected", refused=tuple(refused)))
+    while True:
+        message = await _receive_in_time(connection)
+        told.hear(message)
+        await out.send(message)
+
+
+async def _subscribe(connection: Connection, wish: Subscription) -> list[str]:
+    """Subscribe and return what was refused, in the server's words."""
+    symbols = wish.symbols
+    if symbols is None:
+        symbols = tuple(pair["symbol"] for pair in distinct(await connection.pairs()))
+    replies = await connection.subscribe(wish.channel, symbols, **wish.params)
+    return [str(reply.get("error")) for reply in replies if not reply.get("success")]
+
+
+async def _receive_in_time(connection: Connection) -> Message:
+    with trio.move_on_after(SILENCE_S):
+        return await connection.receive()
+    raise ConnectionLost(f"{connection.url}: nothing came for {SILENCE_S:.0f} s, not even a heartbeat")
+
+
+def distinct(pairs: Iterable[Message]) -> list[Message]:
+    """Return pairs of the ``instrument`` channel without those that are a second name of another one.
+
+    A recorded ``BTCUSDT`` is offered as ``BTC/USDT`` too; both have the same rows.
+    """
+    listed = list(pairs)
+    spelled = {f"{pair['base']}/{pair['quote']}" for pair in listed if _spells_otherwise(pair)}
+    return [pair for pair in listed if pair["symbol"] not in spelled]
+
+
+def _spells_otherwise(pair: Message) -> bool:
+    """Whether a symbol is BASEQUOTE, BASE-QUOTE or BASE_QUOTE, for which BASE/QUOTE is the second name."""
+    base, quote = pair["base"], pair["quote"]
+    return bool(base and quote) and pair["symbol"] in (f"{base}{quote}", f"{base}-{quote}", f"{base}_{quote}")
