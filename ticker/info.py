@@ -6,11 +6,13 @@ business.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
+from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from feeds.clock import NS
 from feeds.instruments import Instrument, Instruments
@@ -39,11 +41,27 @@ def print_info(path: str, console: Console | None = None) -> None:
 
 def report(info: RecordingInfo, instruments: Instruments) -> Iterator[RenderableType]:
     """Yield the parts of the report, top to bottom."""
-    yield f"[bold]{info.name}[/bold]  {info.rows:,} rows, {duration(info.end_ns - info.start_ns)}"
-    yield f"{utc(info.start_ns)} to {utc(info.end_ns)} UTC\n"
+    yield Text.assemble((info.name, "bold"), f"  {info.rows:,} rows, {duration(info.end_ns - info.start_ns)}")
+    yield Text(f"{utc(info.start_ns)} to {utc(info.end_ns)} UTC\n")
     yield _tables(info)
     yield _symbols(info)
+    yield _columns(info)
     yield _instruments(instruments)
+
+
+def _grid(title: str, left: Iterable[str], right: Iterable[str] = ()) -> Table:
+    """Return an empty table with headings over words and then over figures."""
+    grid = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in left:
+        grid.add_column(heading, overflow="fold", no_wrap=not heading)
+    for heading in right:
+        grid.add_column(heading, justify="right", overflow="fold")
+    return grid
+
+
+def _add(grid: Table, *cells: str, style: str | None = None) -> None:
+    """Add a row of plain text: a name may hold what Rich would take for markup."""
+    grid.add_row(*map(Text, cells), style=style)
 
 
 def utc(ns: int) -> str:
@@ -63,27 +81,33 @@ def duration(ns: int) -> str:
     return f"{hours} h {minutes:02d} m {seconds:02d} s" if hours else f"{minutes} m {seconds:02d} s"
 
 
-def silences(found: Silences) -> str:
-    """Return silences in a phrase: how many, the longest, and when it began."""
-    if found.longest_at_ns is None:
-        return "none"
-    return f"{found.count:,}; longest {duration(found.longest_ns)} from {utc(found.longest_at_ns)[11:]}"
+def _longest(silences: Silences) -> str:
+    return "-" if silences.longest_at_ns is None else duration(silences.longest_ns)
+
+
+def _began(silences: Silences) -> str:
+    return "-" if silences.longest_at_ns is None else utc(silences.longest_at_ns)
 
 
 def _tables(info: RecordingInfo) -> Table:
     """One column per table of the recording and one for all: there are at most three, and many figures."""
-    grid = Table(title="Tables", title_justify="left", title_style="bold")
-    grid.add_column("")
+    tables = info.tables
+    grid = _grid("Tables", [""], [*(table.table for table in tables), "all"])
+    _add(grid, "rows", *(f"{t.rows:,}" for t in tables), f"{info.rows:,}")
+    _add(grid, "first row, UTC", *(_instant(t, t.start_ns) for t in tables), utc(info.start_ns))
+    _add(grid, "last row, UTC", *(_instant(t, t.end_ns) for t in tables), utc(info.end_ns))
+    _add(grid, "silences > 1 s", *(f"{t.silences.count:,}" for t in tables), f"{info.silences.count:,}")
+    _add(grid, "longest silence", *(_longest(t.silences) for t in tables), _longest(info.silences))
+    _add(grid, "that began at", *(_began(t.silences) for t in tables), _began(info.silences))
+    for label, counts in _counts(tables).items():
+        _add(grid, label, *(f"{count:,}" for count in counts), f"{sum(counts):,}")
+    return grid
+
+
+def _columns(info: RecordingInfo) -> Table:
+    grid = _grid("Columns with values", ["table", "columns"])
     for table in info.tables:
-        grid.add_column(table.table, justify="right", overflow="fold")
-    grid.add_column("all", justify="right", overflow="fold")
-    grid.add_row("rows", *(f"{t.rows:,}" for t in info.tables), f"{info.rows:,}")
-    grid.add_row("first row (UTC)", *(_instant(t, t.start_ns) for t in info.tables), utc(info.start_ns))
-    grid.add_row("last row (UTC)", *(_instant(t, t.end_ns) for t in info.tables), utc(info.end_ns))
-    grid.add_row("silences over 1 s", *(silences(t.silences) for t in info.tables), silences(info.silences))
-    for label, counts in _counts(info.tables).items():
-        grid.add_row(label, *(f"{count:,}" for count in counts), f"{sum(counts):,}")
-    grid.add_row("columns with values", *(", ".join(t.columns) for t in info.tables), "")
+        _add(grid, table.table, ", ".join(table.columns) or "-")
     return grid
 
 
@@ -94,11 +118,11 @@ def _instant(table: TableInfo, ns: int) -> str:
 def _counts(tables: tuple[TableInfo, ...]) -> dict[str, list[int]]:
     """Return figures that add up over the tables, by what they count."""
     return {
-        "event time runs backwards": [t.inversions for t in tables],
-        "rows without event time": [t.without_ts_event for t in tables],
+        "ts_event inversions": [t.inversions for t in tables],
+        "without ts_event": [t.without_ts_event for t in tables],
         "rows after a gap": [t.gap_rows for t in tables],
         "snapshots": [t.snapshots for t in tables],
-        "rows of snapshots": [t.snapshot_rows for t in tables],
+        "snapshot rows": [t.snapshot_rows for t in tables],
     }
 
 
@@ -109,29 +133,23 @@ def _symbols(info: RecordingInfo) -> Table:
         for symbol, rows in table.rows_by_symbol.items():
             totals[symbol] = totals.get(symbol, 0) + rows
     busiest = sorted(totals, key=lambda symbol: (-totals[symbol], symbol))
-    grid = Table(title="Rows per symbol", title_justify="left", title_style="bold")
-    grid.add_column("symbol")
-    for heading in (*(table.table for table in info.tables), "all"):
-        grid.add_column(heading, justify="right")
+    grid = _grid("Rows per symbol", ["symbol"], [*(table.table for table in info.tables), "all"])
     for symbol in busiest[:SHOWN_SYMBOLS]:
         counts = [table.rows_by_symbol.get(symbol, 0) for table in info.tables]
-        grid.add_row(symbol, *(f"{count:,}" for count in counts), f"{totals[symbol]:,}")
+        _add(grid, symbol, *(f"{count:,}" for count in counts), f"{totals[symbol]:,}")
     if rest := busiest[SHOWN_SYMBOLS:]:
         counts = [sum(table.rows_by_symbol.get(symbol, 0) for symbol in rest) for table in info.tables]
-        grid.add_row(f"{len(rest)} more", *(f"{count:,}" for count in counts), f"{sum(counts):,}", style="dim")
+        _add(grid, f"{len(rest)} more", *(f"{count:,}" for count in counts), f"{sum(counts):,}", style="dim")
     return grid
 
 
 def _instruments(instruments: Instruments) -> Table:
-    grid = Table(title="Instruments", title_justify="left", title_style="bold")
-    for heading in ("symbol", "also as", "base", "quote"):
-        grid.add_column(heading)
-    for heading in ("price step", "price decimals", "quantity step", "quantity decimals"):
-        grid.add_column(heading, justify="right")
+    words, figures = ("symbol", "also as", "base", "quote"), ("price step", "decimals", "quantity step", "decimals")
+    grid = _grid("Instruments", words, figures)
     for instrument in instruments[:SHOWN_SYMBOLS]:
-        grid.add_row(*_instrument(instrument))
+        _add(grid, *_instrument(instrument))
     if len(instruments) > SHOWN_SYMBOLS:
-        grid.add_row(f"{len(instruments) - SHOWN_SYMBOLS} more", style="dim")
+        _add(grid, f"{len(instruments) - SHOWN_SYMBOLS} more", style="dim")
     return grid
 
 

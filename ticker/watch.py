@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
 from decimal import Decimal
-from typing import Any, Final, TextIO
+from typing import IO, Any, Final
 
 import trio
 from rich.console import Console, Group, RenderableType
@@ -56,8 +56,8 @@ COLUMNS: Final = (
     ("upd/s", "rate", 5),
     ("age", "age", 4),
 )
-#: Lines of a screen that are not rows: header, headings with their rule, footer.
-OVERHEAD_LINES: Final = 4
+#: Lines of a screen that are not rows: header, headings, footer.
+OVERHEAD_LINES: Final = 3
 
 
 class Rate:
@@ -118,7 +118,7 @@ class Board:
     Attributes:
         rows: By symbol.
         mode: "sim" or "replay", as the server says.
-        market_time: RFC 3339: the newest time in any row; empty before the first.
+        market_time: RFC 3339: the time of the newest event; empty before the first. A tape that loops sets it back.
         connection: The last that was heard of the connection.
         rate: Messages per second, of any kind.
         widths: The widest cell so far of each column, so that columns never shrink.
@@ -143,21 +143,16 @@ class Board:
             self.mode = str(item["data"][0].get("mode", ""))
         if item.get("channel") != "ticker":
             return []
-        return [values for values in item["data"] if self._update(values, now)]
+        fresh = [values for values in item["data"] if self._update(values, now)]
+        for values in fresh:
+            # An update has just happened; a snapshot may be of a symbol that has been quiet for hours.
+            newer = item["type"] == "update" or values["timestamp"] > self.market_time
+            self.market_time = values["timestamp"] if newer else self.market_time
+        return fresh
 
     def _update(self, values: Message, now: float) -> bool:
         row = self.rows.get(values["symbol"])
-        if row is None or not row.update(values, now):
-            return False
-        if _is_rewound(self.market_time, values["timestamp"]):
-            self.market_time = ""
-        self.market_time = max(self.market_time, values["timestamp"])
-        return True
-
-
-def _is_rewound(before: str, after: str) -> bool:
-    """Whether a tape has begun anew; symbols lag behind each other by less than a minute on a busy market."""
-    return after[:16] < before[:16]
+        return row is not None and row.update(values, now)
 
 
 def number(value: Any) -> str:  # noqa: ANN401 - of a JSON message
@@ -351,7 +346,7 @@ async def _draw(board: Board, live: Live) -> None:
         await trio.sleep(REFRESH_S)
 
 
-async def _print(board: Board, stream: trio.MemoryReceiveChannel[Message | StateChange], out: TextIO) -> None:
+async def _print(board: Board, stream: trio.MemoryReceiveChannel[Message | StateChange], out: IO[str]) -> None:
     """Print a line per update; states of the connection go to standard error, out of the way of a pipe."""
     try:
         async for item in stream:
