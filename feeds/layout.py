@@ -148,7 +148,7 @@ class Decoder:
         self._trades_seen = np.zeros(len(instruments), dtype=np.int64)
 
     def decode(self, batch: pa.RecordBatch) -> Table:
-        """Return the rows of ``batch``, which must hold the columns of :func:`needed`.
+        """Return the rows of ``batch``, which must hold the columns of :func:`needed` and at least one row.
 
         Raises:
             RecordingError: A row is not fit for the bus; the message names file, row and column.
@@ -165,23 +165,26 @@ class Decoder:
             raise RecordingError(f"{self._path}: row {self._row + at}: {why}{value}; mend or leave out the row")
 
     def _shared(self, batch: pa.RecordBatch) -> dict[str, npt.NDArray[Any]]:
+        received = batch.column("ts_recv")
+        if received.null_count:
+            self._refuse(received.is_null().to_numpy(zero_copy_only=False), "ts_recv is null")
         columns = {
-            "ts_recv": self._times(batch.column("ts_recv")),
+            "ts_recv": self._times(received),
             "ts_event": self._times(batch.column("ts_event")),
             "seq": self._ints(batch, "seq"),
             "instrument": self._instrument(batch.column("symbol")),
             "flags": self._ints(batch, "evt_flags"),
         }
-        self._refuse(columns["ts_recv"] == MISSING, "ts_recv is null")
         self._last_ts = self._check_order("ts_recv", columns["ts_recv"], self._last_ts, "runs backwards")
         self._last_seq = self._check_order("seq", columns["seq"], self._last_seq + 1, "does not increase", 1)
         return columns
 
     def _check_order(self, name: str, column: I64, least: int, what: str, step: int = 0) -> int:
         """Refuse a column that starts below ``least`` or rises by less than ``step``; return its last value."""
-        below = np.concatenate(([least], column[:-1] + step)) > column
+        below = column < least  # of these only the first row counts
+        np.less(column[1:], column[:-1] + step, out=below[1:])
         self._refuse(below, f"{name} {what}: sort the file by ts_recv and seq", column)
-        return int(column[-1]) if len(column) else least - step
+        return int(column[-1])
 
     def _times(self, column: pa.Array) -> I64:
         ints = column.cast(pa.int64())
@@ -197,7 +200,8 @@ class Decoder:
 
     def _code(self, batch: pa.RecordBatch, name: str, least: int, most: int) -> npt.NDArray[Any]:
         codes = self._ints(batch, name)
-        self._refuse((codes < least) | (codes > most), f"{name} is not one of {least} to {most}", codes)
+        if codes.min() < least or codes.max() > most:
+            self._refuse((codes < least) | (codes > most), f"{name} is not one of {least} to {most}", codes)
         return codes
 
     def _instrument(self, column: pa.Array) -> I32:
@@ -209,21 +213,25 @@ class Decoder:
         return instrument
 
     def _units(self, name: str, values: F64, scale: F64) -> I64:
-        """Return ``values * scale`` as the integers meant, 0 for NaN."""
+        """Return ``values * scale`` as the integers meant; there is no NaN among the values."""
         with np.errstate(over="ignore"):
             units = np.rint(values * scale)
-        size = np.abs(units)
-        self._refuse(size > MAX_UNITS, f"{name} is beyond {MAX_UNITS} units of its last decimal", values)
-        near = size > EXACT_UNITS
-        if near.any():
+        largest = max(units.max(), -units.min())
+        if largest > MAX_UNITS:
+            why = f"{name} is beyond {MAX_UNITS} units of its last decimal"
+            self._refuse(np.abs(units) > MAX_UNITS, why, values)
+        if largest > EXACT_UNITS:
+            near = np.abs(units) > EXACT_UNITS
             units[near] += np.rint((values[near] - units[near] / scale[near]) * scale[near])
-        units[np.isnan(units)] = 0.0
         return units.astype(np.int64)
 
     def _price(self, batch: pa.RecordBatch, name: str, instrument: I32) -> I64:
-        values = _floats(batch.column(name), np.nan)
-        ticks = self._units(name, values, self._instruments.price_scale[instrument])
-        ticks[np.isnan(values)] = MISSING
+        values, scale = _floats(batch.column(name), np.nan), self._instruments.price_scale[instrument]
+        absent = np.isnan(values)
+        if not absent.any():
+            return self._units(name, values, scale)
+        ticks = self._units(name, np.where(absent, 0.0, values), scale)
+        ticks[absent] = MISSING
         return ticks
 
     def _qty(self, batch: pa.RecordBatch, name: str, instrument: I32, absent: Mask | None = None) -> I64:
@@ -231,7 +239,8 @@ class Decoder:
         values = _floats(batch.column(name), 0.0)
         if absent is not None and absent.any():
             values = np.where(absent, 0.0, values)
-        self._refuse(~(values >= 0.0), f"{name} is negative or not a number", values)
+        if not values.min() >= 0.0:  # which NaN is not either
+            self._refuse(~(values >= 0.0), f"{name} is negative or not a number", values)
         return self._units(name, values, self._instruments.qty_scale[instrument])
 
     def _trades(self, batch: pa.RecordBatch, shared: dict[str, npt.NDArray[Any]]) -> Trades:

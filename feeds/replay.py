@@ -157,7 +157,7 @@ class LatenessHistogram:
 
     def add(self, late_ms: npt.NDArray[np.float64]) -> None:
         """Count values, float64 ms, at least one."""
-        self._counts += np.bincount(np.searchsorted(self.EDGES_MS, late_ms), minlength=len(self._counts))
+        self._counts += np.bincount(self.EDGES_MS.searchsorted(late_ms), minlength=len(self._counts))
         self.max_ms = max(self.max_ms, float(late_ms.max()))
 
     def percentile(self, share: float) -> float:
@@ -188,7 +188,7 @@ class Source(Generic[TableT]):
     """One table as the merge sees it: the chunk at hand and how much of it is still to come."""
 
     def __init__(self, empty: TableT) -> None:
-        self._chunk = empty
+        self._chunk = self._nothing = empty
         self._at = 0
         self._ended = False
 
@@ -211,8 +211,11 @@ class Source(Generic[TableT]):
 
     def take(self, upto_ns: int) -> TableT:
         """Return the rows up to and including an instant, as views."""
-        start, self._at = self._at, self._at + int(np.searchsorted(self.times, upto_ns, side="right"))
-        return self._chunk.slice(start, self._at)
+        count = int(self.times.searchsorted(upto_ns, side="right"))
+        if not count:
+            return self._nothing  # most batches of a paced tape have rows in one table only
+        self._at += count
+        return self._chunk.slice(self._at - count, self._at)
 
 
 class Merge:
@@ -250,7 +253,7 @@ class Merge:
         first = self.next_ns()
         if first is None or upto_ns - first <= longest_ns:
             return upto_ns
-        due = [times[: int(np.searchsorted(times, upto_ns, side="right"))] for times in self._times()]
+        due = [times[: int(times.searchsorted(upto_ns, side="right"))] for times in self._times()]
         times = np.sort(np.concatenate(due))
         silent = np.flatnonzero(np.diff(times) > longest_ns)
         return int(times[silent[0]]) if len(silent) else upto_ns
@@ -262,7 +265,7 @@ class Merge:
         """
         times = self._times()
         upto_ns = min(upto_ns, *(int(t[-1]) for t in times))
-        last = max(int(t[i - 1]) for t in times if (i := int(np.searchsorted(t, upto_ns, side="right"))))
+        last = max(int(t[i - 1]) for t in times if (i := int(t.searchsorted(upto_ns, side="right"))))
         return Batch(
             ts=last,
             trades=self.trades.take(upto_ns),
@@ -452,8 +455,9 @@ class ReplayFeed:
             await refill()
 
     def _count_lateness(self, batch: Batch, tape_ns: int) -> None:
-        times = np.concatenate((batch.trades.ts_recv, batch.quotes.ts_recv, batch.levels.ts_recv))
-        self._lateness.add((tape_ns - times) / (self._speed * 1e6))
+        for table in (batch.trades, batch.quotes, batch.levels):
+            if len(table):
+                self._lateness.add((tape_ns - table.ts_recv) / (self._speed * 1e6))
 
     async def _emit(self, batch: Batch, out: trio.abc.SendChannel[Event]) -> None:
         await out.send(batch)
