@@ -8,16 +8,16 @@ which accepts only what RFC 6455 lets a server send.
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
-from typing import Any, NamedTuple
+from tempfile import TemporaryFile
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import trio
@@ -35,12 +35,15 @@ from ticker.session import SessionOptions
 from ticker.transport import Transport, open_listener
 from ticker.web import Web
 
+# RFC 6455: the opcodes, and its own examples of a key with its answer and of a mask.
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
-KEY = base64.b64encode(bytes(range(16))).decode()
-MASK = b"\x37\xfa\x21\x3d"  # RFC 6455's own example
+KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", b"\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"
+MASK = b"\x37\xfa\x21\x3d"
 #: Market time of the first event: 2026-01-02T09:04:31Z.
 START_NS = 1_767_344_671_000_000_000
 NS_PER_MS = 1_000_000
+#: What the ``ticker`` command does, without the script having to be installed.
+COMMAND = "import sys; from ticker.cli import main; sys.exit(main(sys.argv[1:]))"
 
 BTC = Instrument(symbol="BTC/USD", base="BTC", quote="USD", price_precision=1, qty_precision=8)
 ETH = Instrument(symbol="ETH/USD", base="ETH", quote="USD", price_precision=2, qty_precision=8)
@@ -190,8 +193,7 @@ class Peer:
 
     def __init__(self, stream: Transport) -> None:
         self.stream = stream
-        self.parser = FrameParser()
-        self._frames: list[Frame] = []
+        self.parser, self._frames = FrameParser(), list[Frame]()
 
     async def send(self, data: bytes) -> None:
         """Send bytes as they are."""
@@ -206,20 +208,18 @@ class Peer:
         await self.send_frame(TEXT, json.dumps(request).encode())
 
     async def shake_hands(self, head: bytes | None = None) -> None:
-        """Open the WebSocket.
+        """Open the WebSocket; an empty head: it has been sent already.
 
         Raises:
             AssertionError: The server did not agree.
         """
-        await self.send(head or request_head())
+        await self.send(request_head() if head is None else head)
         answer = b""
-        while b"\r\n\r\n" not in answer:
-            data = await self.stream.receive_some()
-            assert data, f"the server left after {answer!r}"
+        while b"\r\n\r\n" not in answer and (data := await self.stream.receive_some()):
             answer += data
         answer, _, rest = answer.partition(b"\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 101 "), answer
-        assert b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" not in answer  # that is for RFC 6455's own key
+        assert ACCEPT in answer + b"\r\n", answer
         self._frames += self.parser.feed(rest)
 
     async def frame(self) -> Frame | None:
@@ -243,16 +243,22 @@ class Peer:
                 return dict(json.loads(frame.payload))
         raise AssertionError("the server left without a Close frame")
 
-    async def messages(self, channel: str) -> AsyncIterator[dict[str, Any]]:
-        """Yield the messages of one channel as they come."""
-        while True:
-            message = await self.message()
-            if message.get("channel") == channel:
-                yield message
+    async def message_of(self, channel: str) -> dict[str, Any]:
+        """Return the next message of a channel; others are passed over."""
+        while (message := await self.message()).get("channel") != channel:
+            pass
+        return message
+
+    async def trade_ids(self, count: int) -> list[int]:
+        """Return the ids of the next trades of the trade channel, ``count`` or more."""
+        ids: list[int] = []
+        while len(ids) < count:
+            ids += [row["trade_id"] for row in (await self.message_of("trade"))["data"]]
+        return ids
 
     async def reply(self) -> dict[str, Any]:
         """Return the next reply to a request."""
-        while "method" not in (message := await self.message()):
+        while not {"method", "success"} & (message := await self.message()).keys():
             pass
         return message
 
@@ -271,17 +277,14 @@ class Peer:
     async def rest(self) -> list[Frame]:
         """Return the frames that still come, up to the end of the stream; a reset is an end too."""
         frames = []
-        try:
+        with suppress(trio.BrokenResourceError):
             while (frame := await self.frame()) is not None:
                 frames.append(frame)
-        except trio.BrokenResourceError:
-            pass
         return frames
 
     async def farewell(self) -> int | None:
         """Return the code of the Close frame with which the server ends the connection; None: there is none."""
-        frames = await self.rest()
-        return frames[-1].close_code if frames else None
+        return frames[-1].close_code if (frames := await self.rest()) else None
 
     async def answer(self) -> bytes:
         """Return everything that comes until the end, as bytes: an HTTP response."""
@@ -355,6 +358,8 @@ class House:
         market: The market.
         server: The server.
         port: Of the loopback listener; None where there is none.
+        peers: Everybody who was connected; closed at the end.
+        traded: Id of the last trade.
     """
 
     def __init__(
@@ -364,19 +369,24 @@ class House:
         self.market = market
         self.server = server
         self.port = port
+        self.peers: list[Peer] = []
         self._connections = connections
-        self._trades = 0
+        self.traded = 0
 
     def dial(self) -> Peer:
         """Return a peer that is connected over a socket pair and has said nothing yet."""
         theirs, ours = socket.socketpair()
         self._connections.start_soon(self.server.serve_connection, Transport(theirs))
-        return Peer(Transport(ours))
+        return self._known(Peer(Transport(ours)))
 
     def dial_tcp(self) -> Peer:
         """Return a peer that is connected over loopback TCP and has said nothing yet."""
         assert self.port is not None, "open_house(tcp=True)"
-        return dial_tcp(self.port)
+        return self._known(dial_tcp(self.port))
+
+    def _known(self, peer: Peer) -> Peer:
+        self.peers.append(peer)
+        return peer
 
     async def visit(self) -> Peer:
         """Return a peer whose WebSocket is open and greeted."""
@@ -387,8 +397,8 @@ class House:
 
     async def trade(self, count: int = 1) -> None:
         """Let trades of BTC/USD happen; their ids count up from 1."""
-        await self.feed.tell(trades_batch(self._trades + 1, count))
-        self._trades += count
+        await self.feed.tell(trades_batch(self.traded + 1, count))
+        self.traded += count
 
     @property
     def empty(self) -> bool:
@@ -417,15 +427,12 @@ async def open_house(
     guard: GuardOptions | None = None,
     trust: TrustOptions | None = None,
 ) -> AsyncIterator[House]:
-    """Serve a market until the block ends; whatever is still connected then is cut off.
+    """Serve a market until the block ends; peers that are still connected then are closed.
 
     Args:
         feed: What happens in it.
         tcp: Whether it listens on a loopback port too.
-        server: Options.
-        session: Options; the default sends every ticker event at once.
-        guard: Options.
-        trust: Options.
+        server, session, guard, trust: Options; the default session sends every ticker event at once.
     """
     feed = feed or ScriptedFeed()
     market = build_market(feed, trio.Event())
@@ -451,7 +458,12 @@ async def open_house(
             port = listener.address[1]
             nursery.start_soon(partial(trio.serve_listeners, host.serve_connection, [listener]))
         async with trio.open_nursery() as connections:
-            yield House(feed, market, host, connections, port)
+            house = House(feed, market, host, connections, port)
+            try:
+                yield house
+            finally:
+                for peer in house.peers:
+                    peer.leave()
             connections.cancel_scope.cancel()
         nursery.cancel_scope.cancel()
 
@@ -461,32 +473,34 @@ class Service(NamedTuple):
 
     process: subprocess.Popen[bytes]
     port: int
+    log: IO[bytes]
 
     def finish(self, timeout_s: float = 10.0) -> tuple[int, str]:
         """Wait for the process and return its exit code and what it wrote to stderr."""
-        _, stderr = self.process.communicate(timeout=timeout_s)
-        return self.process.returncode, stderr.decode()
+        code = self.process.wait(timeout_s)
+        self.log.seek(0)
+        return code, self.log.read().decode()
 
 
 @contextmanager
 def service(*arguments: str, limit_files: int | None = None) -> Iterator[Service]:
     """Run ``ticker serve`` on a free loopback port; it is killed at the end if it has not ended.
 
+    What it logs goes to a file: a pipe that nobody reads would stop it after 64 KiB.
+
     Args:
         *arguments: Further arguments.
         limit_files: How many file descriptors the process may have.
     """
-    code = "import sys; from ticker.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = COMMAND
     if limit_files is not None:
         code = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({limit_files}, {limit_files})); {code}"
     command = [sys.executable, "-c", code, "serve", "--port", "0", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with TemporaryFile() as log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log) as process:
         try:
             assert process.stdout is not None
             announced = re.search(rb"ws://127\.0\.0\.1:(\d+)/", process.stdout.readline())
-            if announced is None:
-                process.kill()
-                raise AssertionError(f"ticker serve did not start: {process.communicate()[1].decode()}")
-            yield Service(process, int(announced[1]))
+            assert announced, "ticker serve did not start"
+            yield Service(process, int(announced[1]), log)
         finally:
             process.kill()

@@ -49,13 +49,13 @@ def report(info: RecordingInfo, instruments: Instruments) -> Iterator[Renderable
     yield _instruments(instruments)
 
 
-def _grid(title: str, left: Iterable[str], right: Iterable[str] = ()) -> Table:
+def _grid(title: str, left: Iterable[str], right: Iterable[str] = (), min_width: int = 0) -> Table:
     """Return an empty table with headings over words and then over figures."""
     grid = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in left:
         grid.add_column(heading, overflow="fold", no_wrap=not heading)
     for heading in right:
-        grid.add_column(heading, justify="right", overflow="fold")
+        grid.add_column(heading, justify="right", overflow="fold", min_width=min_width)
     return grid
 
 
@@ -92,7 +92,7 @@ def _began(silences: Silences) -> str:
 def _tables(info: RecordingInfo) -> Table:
     """One column per table of the recording and one for all: there are at most three, and many figures."""
     tables = info.tables
-    grid = _grid("Tables", [""], [*(table.table for table in tables), "all"])
+    grid = _grid("Tables", [""], [*(table.table for table in tables), "all"], min_width=len("23:59:59.999"))
     _add(grid, "rows", *(f"{t.rows:,}" for t in tables), f"{info.rows:,}")
     _add(grid, "first row, UTC", *(_instant(t, t.start_ns) for t in tables), utc(info.start_ns))
     _add(grid, "last row, UTC", *(_instant(t, t.end_ns) for t in tables), utc(info.end_ns))

@@ -1,1 +1,1 @@
-"""Benchmarks: every figure with its peer or limit measured in the same run. ``python -m tests.benchmarks`` prints all."""
+"""Benchmarks: every figure beside a peer or limit of the same run. ``python -m tests.benchmarks`` prints them."""

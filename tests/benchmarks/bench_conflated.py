@@ -87,7 +87,7 @@ def report(alone: float, unheard: float, heard: list[Load], late_ms: float) -> I
         reached=share < MOST_CORE,
     )
     yield Row(
-        what="the same: lateness of a flush, from due to its last subscriber served",
+        what="the same: lateness of flushes since the start, connecting included (/metrics)",
         figure=f"p99 {late_ms:.1f} ms",
         target=f"< {MOST_LATE_MS:.0f} ms",
         reached=late_ms < MOST_LATE_MS,

@@ -13,12 +13,15 @@ them. This module must not know of terminals, nor import anything of the server 
 from __future__ import annotations
 
 import contextlib
-import math
+import itertools
+import os
 import random
+import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from typing import Any, Final, Literal, NoReturn
+from urllib.parse import urlsplit
 
 import msgspec
 import trio
@@ -26,7 +29,6 @@ import trio_websocket
 
 Message = dict[str, Any]
 
-#: A server on the same desk answers in milliseconds; one behind a slow line within this.
 CONNECT_TIMEOUT_S: Final = 5.0
 DISCONNECT_TIMEOUT_S: Final = 2.0
 REQUEST_TIMEOUT_S: Final = 10.0
@@ -34,10 +36,14 @@ REQUEST_TIMEOUT_S: Final = 10.0
 SILENCE_S: Final = 10.0
 #: Messages that a connection keeps while a request waits for its reply and nobody iterates.
 MAX_UNREAD: Final = 50_000
+#: Items of a stream that may wait for their reader; beyond that the server is not read from and sends newer values.
+STREAM_BUFFER: Final = 256
 #: Symbols in one request: a server reads messages of at most 16 KiB.
 SYMBOLS_PER_REQUEST: Final = 200
 #: The snapshot of the ``instrument`` channel has some 350 bytes per pair, so thousands of pairs pass the usual 1 MiB.
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+#: A server that announces a longer stop is tried after this long all the same.
+LONGEST_ABSENCE_S: Final = 60.0
 #: Close codes with which a server says that coming back is of no use.
 FINAL_CLOSE_CODES: Final = range(4500, 5000)
 
@@ -53,11 +59,13 @@ class ConnectionLost(Exception):
 
     Attributes:
         code: The Close code of the WebSocket, 1006 where there was none.
+        retry_after_s: How long the server said that it would be away; 0 if it said nothing.
     """
 
     def __init__(self, text: str, code: int = 1006) -> None:
         super().__init__(text)
         self.code = code
+        self.retry_after_s = 0.0
 
 
 class Subscription(msgspec.Struct, frozen=True):
@@ -104,10 +112,11 @@ class Connection:
         self.url = url
         self.unread: deque[Message] = deque()
         self._socket = socket
-        self._next_req_id = 1
+        self._req_ids = itertools.count(1)
         self._replies: dict[int, list[Message]] = {}
-        self._instruments: Message | None = None
+        self._pairs: list[Message] | None = None
         self._lost: ConnectionLost | None = None
+        self._away_s = 0.0  # what the server announced
         self._reading = False
         self._arrived = trio.Event()  # replaced with every message
 
@@ -148,24 +157,20 @@ class Connection:
         """Return what the server lists: the pairs of the ``instrument`` channel, in its order.
 
         Raises:
-            ConnectionLost: As :meth:`request`, or the server has no such channel.
+            ConnectionLost: As :meth:`request`, or it has no such channel.
         """
-        if self._instruments is None:
+        if self._pairs is None:
             reply = await self.request("subscribe", {"channel": "instrument"})
             if not reply.get("success"):
                 raise ConnectionLost(f"{self.url} does not list its pairs ({reply.get('error')}); name the symbols")
-            await self._wait(lambda: self._instruments is not None, "list of instruments")
-        data = (self._instruments or {}).get("data", {})
-        pairs: list[Message] = data.get("pairs", [])
-        return pairs
+            await self._wait(lambda: self._pairs is not None, "list of instruments")
+        return self._pairs or []
 
     async def _exchange(self, method: str, params: Message | None, count: int) -> list[Message]:
         """Send a request and return its replies: ``count`` of them, or the one that refuses it as a whole."""
-        req_id, self._next_req_id = self._next_req_id, self._next_req_id + 1
+        req_id = next(self._req_ids)
         replies = self._replies[req_id] = []
-        message: Message = {"method": method, "req_id": req_id}
-        if params is not None:
-            message["params"] = params
+        message = {"method": method, "params": params or {}, "req_id": req_id}
         try:
             await self._send(msgspec.json.encode(message).decode())
             await self._wait(lambda: len(replies) >= count or _refuses_all(replies), f"reply to {method}")
@@ -191,11 +196,10 @@ class Connection:
         return self
 
     async def __anext__(self) -> Message:
-        """Return the next message of a channel; raises ConnectionLost at the end of the connection."""
         return await self.receive()
 
     async def receive(self) -> Message:
-        """Return the next message that is not a reply. A cancel loses nothing.
+        """Return the next message that is not a reply; a cancel loses nothing.
 
         Raises:
             ConnectionLost: The connection has ended and everything that came before was returned.
@@ -219,8 +223,8 @@ class Connection:
             if self._reading:
                 await self._arrived.wait()
                 continue
-            self._reading = True
             try:
+                self._reading = True
                 self._sort(await self._socket.get_message())
             except trio_websocket.ConnectionClosed as error:
                 self._end(_why(self.url, error.reason))
@@ -231,10 +235,9 @@ class Connection:
 
     def _sort(self, data: str | bytes) -> None:
         """Put a message where it is waited for."""
-        try:
+        message = None
+        with contextlib.suppress(msgspec.DecodeError, ValueError):
             message = _decode(data)
-        except (msgspec.DecodeError, ValueError):
-            message = None
         if not isinstance(message, dict):
             self._end(ConnectionLost(f"{self.url} sent something that is not a JSON object; is this a ticker server?"))
         elif "method" in message:
@@ -243,13 +246,15 @@ class Connection:
             self._end(ConnectionLost(f"{self.url}: {MAX_UNREAD} messages came before a reply; iterate meanwhile"))
         else:
             if message.get("channel") == "instrument":
-                self._instruments = message
+                self._pairs = message["data"]["pairs"]
+            elif message.get("channel") == "status":
+                self._away_s = message["data"][0].get("reconnect_after_ms", 0) / 1000
             self.unread.append(message)
 
     def _end(self, error: ConnectionLost) -> ConnectionLost:
         """Note why the connection has ended; the first reason counts."""
         if self._lost is None:
-            self._lost = error
+            self._lost, error.retry_after_s = error, self._away_s
         return self._lost
 
 
@@ -261,13 +266,15 @@ def _refuses_all(replies: list[Message]) -> bool:
 def _why(url: str, reason: trio_websocket.CloseReason | None) -> ConnectionLost:
     if reason is None or reason.code == 1006:
         return ConnectionLost(f"{url} broke the connection off; connect again, or look at its log")
-    said = f" ({reason.reason})" if reason.reason else ""
-    return ConnectionLost(f"{url} closed the connection: {reason.code}{said}", reason.code)
+    return ConnectionLost(f"{url} closed the connection: {reason.code} ({reason.reason or reason.name})", reason.code)
 
 
 @contextlib.asynccontextmanager
 async def open_connection(url: str) -> AsyncIterator[Connection]:
     """Connect to a server; leaving the context closes the connection.
+
+    The stream below is ours: trio-websocket leaves its own to the garbage collector when the server refuses, is silent
+    or closes first, and waits for a silent one for ever.
 
     Args:
         url: ``ws://HOST:PORT/v2``, or wss.
@@ -275,63 +282,122 @@ async def open_connection(url: str) -> AsyncIterator[Connection]:
     Raises:
         ConnectionRefused: There is no connection to be had.
     """
-    async with contextlib.AsyncExitStack() as stack:
+    address = _Address.of(url)
+    async with await _dial(address) as stream:
+        with _single_error(url):
+            async with trio.open_nursery() as nursery:  # of trio-websocket's reader
+                socket = await _shake_hands(nursery, stream, address)
+                try:
+                    yield Connection(url, socket)
+                finally:
+                    with trio.move_on_after(DISCONNECT_TIMEOUT_S):
+                        await socket.aclose()
+                    nursery.cancel_scope.cancel()
+
+
+class _Address(msgspec.Struct, frozen=True):
+    """The parts of a URL."""
+
+    url: str
+    tls: bool
+    host: str
+    port: int
+    resource: str
+
+    @classmethod
+    def of(cls, url: str) -> _Address:
+        """Raise ConnectionRefused for a URL that is none."""
         try:
-            socket = await stack.enter_async_context(_closing(url))
-        except (trio_websocket.HandshakeError, OSError, ValueError) as error:
-            raise ConnectionRefused(_why_not(url, error)) from error
-        yield Connection(url, socket)
+            parts = urlsplit(url)
+            usual = {"ws": 80, "wss": 443}[parts.scheme]
+            port = usual if parts.port is None else parts.port
+        except (ValueError, KeyError):
+            parts, port = urlsplit(""), 0
+        if not parts.hostname:
+            raise ConnectionRefused(f"{url} is not a WebSocket URL; it looks like ws://127.0.0.1:8765/v2")
+        resource = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        return cls(url, parts.scheme == "wss", parts.hostname, port, resource)
+
+    @property
+    def host_header(self) -> str:
+        """As RFC 9110 wants it, an IPv6 address in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-@contextlib.asynccontextmanager
-async def _closing(url: str) -> AsyncIterator[trio_websocket.WebSocketConnection]:
-    """Open a WebSocket; a peer that does not answer our Close is left behind without a word."""
-    opening = trio_websocket.open_websocket_url(
-        url,
-        connect_timeout=CONNECT_TIMEOUT_S,
-        disconnect_timeout=math.inf,
-        max_message_size=MAX_MESSAGE_BYTES,
-    )
+_ClientStream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+
+
+async def _dial(address: _Address) -> _ClientStream:
+    """Open the stream below a WebSocket."""
+    try:
+        with trio.fail_after(CONNECT_TIMEOUT_S):
+            stream = await trio.open_tcp_stream(address.host, address.port)
+            return await _encrypt(stream, address.host) if address.tls else stream
+    except trio.TooSlowError:
+        raise ConnectionRefused(f"no answer from {address.url} within {CONNECT_TIMEOUT_S:.0f} s") from None
+    except (OSError, trio.BrokenResourceError) as error:
+        text = f"no server at {address.url} ({_system_error(error)}); start one with `ticker serve`"
+        raise ConnectionRefused(text) from error
+
+
+async def _encrypt(stream: trio.SocketStream, host: str) -> _ClientStream:
+    context = ssl.create_default_context()
+    encrypted = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
+    try:
+        await encrypted.do_handshake()
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    return encrypted
+
+
+async def _shake_hands(
+    nursery: trio.Nursery, stream: _ClientStream, address: _Address
+) -> trio_websocket.WebSocketConnection:
+    """Open the WebSocket; a server that rejects it makes trio-websocket's reader raise in the nursery instead."""
+    try:
+        with trio.fail_after(CONNECT_TIMEOUT_S):
+            return await trio_websocket.wrap_client_stream(
+                nursery, stream, address.host_header, address.resource, max_message_size=MAX_MESSAGE_BYTES
+            )
+    except trio.TooSlowError:
+        nursery.cancel_scope.cancel()
+        text = f"{address.url} did not answer as a WebSocket within {CONNECT_TIMEOUT_S:.0f} s; is this a ticker server?"
+        raise ConnectionRefused(text) from None
+
+
+@contextlib.contextmanager
+def _single_error(url: str) -> Iterator[None]:
+    """Take a lone exception out of the group that a nursery puts around it; a rejection becomes a refusal."""
     error: BaseException | None = None
-    with trio.CancelScope() as scope:
-        async with opening as socket:
-            try:
-                yield socket
-            except BaseException as raised:
-                error = raised
-                raise
-            finally:
-                # For all of it: our Close, the answer, and the end of TCP, for which the library would wait for ever.
-                scope.deadline = trio.current_time() + DISCONNECT_TIMEOUT_S
-    if scope.cancelled_caught and error is not None:
-        raise error
-
-
-def _why_not(url: str, error: Exception) -> str:
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) != 1:
+            raise
+        error = group.exceptions[0]
     if isinstance(error, trio_websocket.ConnectionRejected):
         said = (error.body or b"").decode(errors="replace").strip()
-        return f"{url} answered HTTP {error.status_code}: {said or 'no reason given'}"
-    if isinstance(error, trio_websocket.ConnectionTimeout):
-        return f"{url} did not answer as a WebSocket within {CONNECT_TIMEOUT_S:.0f} s; is this a ticker server?"
-    if isinstance(error, ValueError):
-        return f"{url} is not a WebSocket URL ({error}); it looks like ws://127.0.0.1:8765/v2"
-    return f"no server at {url} ({_system_error(error)}); start one with `ticker serve`"
+        raise ConnectionRefused(f"{url} answered HTTP {error.status_code}: {said or 'no reason given'}")
+    if error is not None:
+        raise error  # outside of the except clause, so that it keeps its own cause and context
 
 
 def _system_error(error: BaseException) -> str:
-    """Return what the system said, from below what Trio and trio-websocket put around it."""
+    """Return what the system said, from below what Trio puts around it."""
     while error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, BaseExceptionGroup):  # one per address that was tried
         return _system_error(error.exceptions[0])
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno is not None:
+        return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)  # Trio's text repeats the address
+    return str(error)
 
 
 class Backoff:
-    """Delays between attempts: longer each time, and never the same for two clients that broke off together.
+    """Delays between attempts, so that clients which broke off together do not come back together.
 
-    The "decorrelated jitter" of AWS's "Exponential Backoff And Jitter": uniform between the least delay and three
-    times the delay before, up to the limit.
+    "Decorrelated jitter" of AWS's "Exponential Backoff And Jitter": from the least to three times the last delay.
 
     Args:
         random: Where the jitter comes from.
@@ -352,10 +418,6 @@ class Backoff:
     def reset(self) -> None:
         """Begin with short delays again."""
         self._delay = self.FIRST_S
-
-
-#: Items of a stream that may wait for their reader; beyond that the server is not read from and sends newer values.
-STREAM_BUFFER: Final = 256
 
 
 @contextlib.asynccontextmanager
@@ -384,47 +446,35 @@ async def _keep_connected(
     async with out:
         while True:
             await out.send(StateChange(state="connecting"))
-            started, told = trio.current_time(), _Told()
+            started, away_s = trio.current_time(), 0.0
             try:
                 async with open_connection(url) as connection:
-                    await _relay(connection, wishes, out, told)
-            except (ConnectionRefused, ConnectionLost) as error:
-                lost = error
-            if isinstance(lost, ConnectionLost) and lost.code in FINAL_CLOSE_CODES:
-                await out.send(StateChange(state="ended", text=str(lost)))
-                return
+                    await _relay(connection, wishes, out)
+            except ConnectionRefused as error:
+                why = str(error)
+            except ConnectionLost as error:
+                why, away_s = str(error), min(error.retry_after_s, LONGEST_ABSENCE_S)
+                if error.code in FINAL_CLOSE_CODES:
+                    await out.send(StateChange(state="ended", text=why))
+                    return
             if trio.current_time() - started > Backoff.LIMIT_S:
                 backoff.reset()
-            delay = max(backoff.next(), told.reconnect_after_s)
-            await out.send(StateChange(state="waiting", text=str(lost), retry_in_s=delay))
+            delay = max(backoff.next(), away_s)
+            await out.send(StateChange(state="waiting", text=why, retry_in_s=delay))
             await trio.sleep(delay)
 
 
-class _Told:
-    """What a server said about its own end."""
-
-    def __init__(self) -> None:
-        self.reconnect_after_s = 0.0
-
-    def hear(self, message: Message) -> None:
-        """Note how long a planned stop takes; a second stop cannot last longer than a minute for us."""
-        if message.get("channel") == "status":
-            after_ms = message["data"][0].get("reconnect_after_ms", 0)
-            self.reconnect_after_s = min(after_ms / 1000, 60.0)
-
-
 async def _relay(
-    connection: Connection,
-    wishes: tuple[Subscription, ...],
-    out: trio.MemorySendChannel[Message | StateChange],
-    told: _Told,
+    connection: Connection, wishes: tuple[Subscription, ...], out: trio.MemorySendChannel[Message | StateChange]
 ) -> NoReturn:
     """Subscribe, and pass on what comes until the connection ends."""
     refused = [text for wish in wishes for text in await _subscribe(connection, wish)]
     await out.send(StateChange(state="connected", refused=tuple(refused)))
     while True:
-        message = await _receive_in_time(connection)
-        told.hear(message)
+        with trio.move_on_after(SILENCE_S) as silence:
+            message = await connection.receive()
+        if silence.cancelled_caught:
+            raise ConnectionLost(f"{connection.url}: nothing came for {SILENCE_S:.0f} s, not even a heartbeat")
         await out.send(message)
 
 
@@ -437,23 +487,14 @@ async def _subscribe(connection: Connection, wish: Subscription) -> list[str]:
     return [str(reply.get("error")) for reply in replies if not reply.get("success")]
 
 
-async def _receive_in_time(connection: Connection) -> Message:
-    with trio.move_on_after(SILENCE_S):
-        return await connection.receive()
-    raise ConnectionLost(f"{connection.url}: nothing came for {SILENCE_S:.0f} s, not even a heartbeat")
-
-
 def distinct(pairs: Iterable[Message]) -> list[Message]:
     """Return pairs of the ``instrument`` channel without those that are a second name of another one.
 
     A recorded ``BTCUSDT`` is offered as ``BTC/USDT`` too; both have the same rows.
     """
     listed = list(pairs)
-    spelled = {f"{pair['base']}/{pair['quote']}" for pair in listed if _spells_otherwise(pair)}
-    return [pair for pair in listed if pair["symbol"] not in spelled]
-
-
-def _spells_otherwise(pair: Message) -> bool:
-    """Whether a symbol is BASEQUOTE, BASE-QUOTE or BASE_QUOTE, for which BASE/QUOTE is the second name."""
-    base, quote = pair["base"], pair["quote"]
-    return bool(base and quote) and pair["symbol"] in (f"{base}{quote}", f"{base}-{quote}", f"{base}_{quote}")
+    second_names = set()
+    for base, quote, symbol in [(pair["base"], pair["quote"], pair["symbol"]) for pair in listed]:
+        if base and quote and symbol in (f"{base}{quote}", f"{base}-{quote}", f"{base}_{quote}"):
+            second_names.add(f"{base}/{quote}")
+    return [pair for pair in listed if pair["symbol"] not in second_names]

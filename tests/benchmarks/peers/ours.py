@@ -1,8 +1,8 @@
 """``ours WHAT RATE SECONDS``: this project's server over a scripted feed of one symbol at RATE quotes a second.
 
 WHAT is ``ticker``, the real channel with every event sent, or a number: then ``trade`` is replaced by a topic that
-sends a frame of that many bytes for every event, so that broadcaster and outboxes are measured without history's and
-codec's work per event. Everything else is put together as ``ticker.app`` does it.
+sends a frame of that many bytes for every batch, and batches are empty, so that bus, broadcaster and outboxes are
+measured without history's and codec's work per event. Everything else is put together as ``ticker.app`` does it.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ class ScriptedFeed:
         [Instrument(symbol="BTC/USD", base="BTC", quote="USD", price_precision=2, qty_precision=8)]
     )
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self, rate: float, *, quotes: bool) -> None:
         self._rate = rate
+        self._batches = self._quotes if quotes else self._nothing
 
     async def run(self, out: trio.abc.SendChannel[Event]) -> None:
         """Write for ever; a late event does not delay those after it."""
@@ -51,7 +52,11 @@ class ScriptedFeed:
             await out.send(batch)
             await trio.sleep_until(began + seq / self._rate)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _nothing(self) -> Iterator[Batch]:
+        while True:
+            yield Batch(ts=clock.wall_ns())
+
+    def _quotes(self) -> Iterator[Batch]:
         first = self._common(1)
         price, qty, side = np.array([6_712_345]), np.array([12_500_000]), np.array([records.BUY], np.int8)
         trades = Trades(**first, price=price, qty=qty, side=side, trade_id=np.array([1]))
@@ -100,10 +105,10 @@ class PrebuiltTopic(Topic):
         return b"" if mark in (NOTHING, self._seq) else self._frame
 
 
-async def serve(rate: float) -> None:
+async def serve(feed: ScriptedFeed) -> None:
     """Serve for ever, without what :func:`ticker.app.serve` does about signals."""
     options = Options(session=SessionOptions(ticker_interval_ms=0))
-    feed, heard = ScriptedFeed(rate), trio.Event()
+    heard = trio.Event()
     market, supervisor = build_market(feed, heard), Supervisor(feed)
     web = Web(lambda: (True, {}), lambda: metrics.page())
     server = Server(market, web, options.server, session=options.session, guard=options.guard, trust=options.trust)
@@ -131,4 +136,4 @@ if __name__ == "__main__":
     if what != "ticker":
         PrebuiltTopic.frame_bytes = int(what)
         TOPICS["trade"] = PrebuiltTopic
-    trio.run(serve, float(rate))
+    trio.run(serve, ScriptedFeed(float(rate), quotes=what == "ticker"))
