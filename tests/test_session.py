@@ -207,6 +207,6 @@ async def test_a_session_that_ends_leaves_nothing_behind(autojump_clock, market,
 
 
 async def test_the_slowest_are_told_why_they_are_cut_off(autojump_clock, market, client):
-    client.session._subscriber.cut_off("too far behind")
+    client.session._data._subscriber.cut_off("too far behind")
     client.session.end(1001, "later")
     assert client.session.close == (4008, "too far behind")

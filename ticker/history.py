@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import msgspec
 import numpy as np
@@ -18,9 +19,6 @@ from feeds.analytics import Candles, DayStatistics
 from feeds.book import BookEvent, Books
 from feeds.instruments import Instruments
 from feeds.records import I32, I64, MISSING, Batch, Levels, Marker, Quotes, Trades
-
-#: How many trades a trade snapshot has (Kraken's number).
-SNAPSHOT_TRADES = 50
 
 #: A trade as a snapshot shows it: side, price ticks, qty lots, trade id, time ns.
 Print = tuple[int, int, int, int, int]
@@ -41,13 +39,21 @@ class History:
         epoch: Names the current numbering; changes whenever numbering begins anew.
         ts: Market time of the last batch, int ns UTC; 0 before the first.
         trade_position: int64, shape ``(n,)``: trades so far in this epoch.
+        candle_position: int64, shape ``(n,)``: those of them that count for candles, which zero-size prints do not.
+        book_position: int64, shape ``(n,)``: changes of the book so far in this epoch.
         quote_position: int64, shape ``(n,)``: changes of the best bid or offer so far in this epoch.
         bid_px, bid_qty, ask_px, ask_qty: int64, shape ``(n,)``: best bid and offer, ticks and lots.
         day: 24-hour statistics.
         candles: Candles of all intervals.
         books: Order books.
         ended: Whether the feed has said that nothing follows.
+        gap: Whether events were lost and nothing has come since.
     """
+
+    #: How many trades a trade snapshot has (Kraken's number), and how many are kept of any instrument that has them.
+    SNAPSHOT_TRADES = 50
+    #: How many trades of all instruments together are kept for those who missed them; some 50 MB.
+    RING_ROWS = 200_000
 
     def __init__(self, instruments: Instruments) -> None:
         n = len(instruments)
@@ -56,25 +62,32 @@ class History:
         self.candles = Candles(n)
         self.books = Books()
         self.trade_position = np.zeros(n, np.int64)
+        self.candle_position = np.zeros(n, np.int64)
         self.quote_position = np.zeros(n, np.int64)
+        self.book_position = np.zeros(n, np.int64)
         self.bid_px, self.ask_px = np.empty(n, np.int64), np.empty(n, np.int64)
         self.bid_qty, self.ask_qty = np.empty(n, np.int64), np.empty(n, np.int64)
         self._row_ts = np.zeros(n, np.int64)
         self._quoted = np.zeros(n, np.bool_)  # has quotes of its own: its book does not stand in for them
-        self._prints: dict[int, deque[Print]] = defaultdict(lambda: deque(maxlen=SNAPSHOT_TRADES))
+        self._prints: dict[int, deque[Print]] = defaultdict(deque)
+        self._print_order: deque[int] = deque()  # the instrument of each print kept, oldest first
         self.epoch = ""
         self.ts = 0
         self.ended = False
+        self.gap = False
         self._begin()
 
     def _begin(self) -> None:
         self.epoch = secrets.token_hex(4)
-        self.ended = False
+        self.ended = self.gap = False
         self.day.reset()
         self.candles.reset()
         self.books.reset()
         self._prints.clear()
-        for array in (self.trade_position, self.quote_position, self.bid_qty, self.ask_qty, self._row_ts):
+        self._print_order.clear()
+        for position in (self.trade_position, self.candle_position, self.quote_position, self.book_position):
+            position[:] = 0
+        for array in (self.bid_qty, self.ask_qty, self._row_ts):
             array[:] = 0
         self.bid_px[:] = MISSING
         self.ask_px[:] = MISSING
@@ -85,6 +98,7 @@ class History:
             self._begin()
         elif marker.kind == "gap":
             self.books.mark_stale()
+            self.gap = True
         else:
             self.ended = True
 
@@ -96,6 +110,7 @@ class History:
             on_book: Called after every book event, while the book shows exactly the state after it.
         """
         self.ts = batch.ts
+        self.gap = False
         if len(batch.trades):
             self._apply_trades(batch.trades)
         if len(batch.quotes):
@@ -110,9 +125,15 @@ class History:
         self.trade_position += np.bincount(trades.instrument, minlength=len(self.instruments))
         # np.maximum.at, not assignment: event times may run backwards and ids repeat.
         np.maximum.at(self._row_ts, trades.instrument, times)
-        last = trades if len(trades) < _MANY_TRADES else trades.take(_last_rows(trades.instrument, SNAPSHOT_TRADES))
-        for i, *print_ in prints(last):
+        traded = trades.instrument[trades.qty > 0]
+        self.candle_position += np.bincount(traded, minlength=len(self.instruments))
+        for i, *print_ in prints(trades):
             self._prints[i].append(tuple(print_))  # type: ignore[arg-type]
+            self._print_order.append(i)
+        while len(self._print_order) > self.RING_ROWS:
+            kept = self._prints[self._print_order.popleft()]
+            if len(kept) > self.SNAPSHOT_TRADES:
+                kept.popleft()
 
     def _apply_quotes(self, quotes: Quotes) -> None:
         rows = _last_rows(quotes.instrument, 1)
@@ -125,10 +146,12 @@ class History:
 
     def _apply_levels(self, levels: Levels, on_book: Callable[[BookEvent], None]) -> None:
         for event in self.books.apply(levels):
+            self.book_position[event.instrument] += 1
             if not self._quoted[event.instrument]:
                 self._quote_from_book(event)
             on_book(event)
         for event in self.books.flush():  # an instant is never cut, so a snapshot that goes on has ended
+            self.book_position[event.instrument] += 1
             on_book(event)
 
     def _quote_from_book(self, event: BookEvent) -> None:
@@ -158,13 +181,13 @@ class History:
         """Whether anything was quoted or traded in this epoch."""
         return bool(self.quote_position[instrument] or self.trade_position[instrument])
 
-    def prints(self, instrument: int) -> list[Print]:
-        """Return the last trades of an instrument, oldest first, at most :data:`SNAPSHOT_TRADES`."""
-        return list(self._prints[instrument])
+    def prints(self, instrument: int, count: int) -> list[Print]:
+        """Return the last ``count`` trades of an instrument, oldest first; fewer if fewer are kept."""
+        return list(islice(reversed(self._prints[instrument]), count))[::-1]
 
-
-#: From here on picking the rows that a snapshot can show is cheaper than entering them all.
-_MANY_TRADES = 2_000
+    def oldest_print(self, instrument: int) -> int:
+        """Return the trade position before the oldest trade that is kept."""
+        return int(self.trade_position[instrument]) - len(self._prints[instrument])
 
 
 def event_times(table: Trades | Quotes) -> I64:

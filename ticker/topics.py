@@ -1,9 +1,13 @@
 """What can be subscribed to: one topic per channel and parameters, encoded once for all its subscribers.
 
-A topic turns changes of the market into frames and knows up to where it has told them. Per listing that point is a
-*mark*: a position for ``ticker``, a view of the book for ``book``, an index of the ring for ``trade``, the begin of a
-candle for ``ohlc``. From a mark alone a topic can tell a subscriber everything new in one go (:meth:`Topic.since`);
-so a slow subscriber costs its marks and no queue, and a newcomer is one whose mark is :data:`NOTHING`.
+Every stream, a channel of an instrument, numbers its source events 1, 2, 3 inside an epoch. A topic turns them into
+frames and knows the position up to which it has *told* them. A :class:`Mark` is such a point: a position, and for a
+book the view at it. From a mark alone a topic can tell a subscriber everything new (:meth:`Topic.catch_up`); so a slow
+subscriber costs its marks and no queue, and a newcomer is one whose mark is :data:`NOTHING`.
+
+In mode ``merge`` the newest state stands for all events before it; in ``batch`` and ``raw`` every event is a row, and
+those that a subscriber missed are taken from a bounded ring. What was not sent is always accounted for: of the events
+between two positions, ``n`` are rows, the others were conflated or dropped, and the native profile says how many.
 
 Topics must not know sessions or sockets, and are entirely sync.
 """
@@ -12,27 +16,45 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 
 from feeds.analytics import Candles
 from feeds.book import BookEvent, checksum
-from feeds.records import BUY, MISSING, SELL, Batch
-from ticker.codec import rfc3339
-from ticker.history import History, prints
+from feeds.records import BUY, I64, MISSING, SELL, Batch
+from ticker.codec import RowCodec, message, rfc3339
+from ticker.history import History
 from ticker.listings import Listings
+
+Mode = Literal["merge", "batch", "raw"]
+OnSlow = Literal["conflate", "drop_oldest", "disconnect"]
+
+#: A slow subscriber is told in pieces of about this size, so that its backlog stays small.
+PIECE_BYTES: Final = 256 * 1024
+#: Events of one listing that a topic of mode batch or raw keeps for those who fall behind.
+RING_ROWS: Final = 4096
+
+
+class Mark(NamedTuple):
+    """A point of a stream up to which somebody knows it.
+
+    Attributes:
+        position: Number of the last event known.
+        state: What else is needed to go on from there: of a book its :class:`BookView`.
+    """
+
+    position: int
+    state: Any = None
+
 
 #: The mark of a subscriber that was told nothing yet.
 NOTHING: Final = None
 
-Mark = Any
-
-#: A slow subscriber is told in pieces of about this size, so that its backlog stays small.
-PIECE_BYTES: Final = 256 * 1024
+Marks = dict[int, Mark | None]
 
 
 class TopicKey(msgspec.Struct, frozen=True):
@@ -41,28 +63,75 @@ class TopicKey(msgspec.Struct, frozen=True):
     Attributes:
         channel: ``ticker``, ``trade``, ``book`` or ``ohlc``.
         variant: ticker: ``trades`` or ``bbo``; book: depth; ohlc: minutes; trade: empty.
-        interval_ms: At most one flush in this time; 0: every event.
+        interval_ms: At most one flush in this time; 0: whenever something happens.
+        mode: ``merge``: the newest state; ``batch``, ``raw``: every event.
+        native: Whether messages say what was left out.
+        quoted: Whether numbers are strings.
     """
 
     channel: str
     variant: str | int = ""
     interval_ms: int = 0
+    mode: Mode = "merge"
+    native: bool = False
+    quoted: bool = False
 
 
-class Flush(msgspec.Struct, frozen=True):
+class Piece(NamedTuple):
+    """Whole frames about one listing.
+
+    Attributes:
+        data: The frames, joined.
+        events: Source events that they take the listing on by; none for a snapshot.
+        rows: Those that are rows in them.
+        dropped: Those that are lost for this subscriber; the others were conflated.
+    """
+
+    data: bytes
+    events: int
+    rows: int
+    dropped: int = 0
+
+
+EMPTY: Final = Piece(b"", 0, 0)
+
+
+def joined(pieces: Sequence[Piece]) -> Piece:
+    """Return several pieces as one."""
+    data = b"".join([piece.data for piece in pieces])
+    return Piece(data, sum([p.events for p in pieces]), sum([p.rows for p in pieces]), sum([p.dropped for p in pieces]))
+
+
+class Flush(NamedTuple):
     """What a topic has to tell since its last flush.
 
     Attributes:
-        frames: By listing: whole WebSocket frames, joined.
+        pieces: By listing.
         before: By listing: the mark of a subscriber that does not get them.
     """
 
-    frames: dict[int, bytes]
-    before: dict[int, Mark]
+    pieces: dict[int, Piece]
+    before: Marks
+
+
+class CatchUp(NamedTuple):
+    """The next part of what one subscriber was not told.
+
+    Attributes:
+        piece: Whole frames, about :data:`PIECE_BYTES` at most.
+        marks: Where the subscriber stands after them.
+        complete: Whether ``marks`` are where the topic itself stands, or ahead of it.
+        ahead: Whether one of them is ahead: the topic has to flush before the subscriber is in step.
+    """
+
+    piece: Piece
+    marks: Marks
+    complete: bool
+    ahead: bool
 
 
 class LostError(Exception):
-    """A lossless topic no longer has what a subscriber missed."""
+    """A subscriber must not lose events, and they are no longer there."""
 
 
 class Topic(ABC):
@@ -73,21 +142,54 @@ class Topic(ABC):
         dirty: Whether there is something to flush.
     """
 
-    def __init__(self, key: TopicKey, history: History, listings: Listings) -> None:
+    def __init__(self, key: TopicKey, history: History, listings: Listings, position: I64) -> None:
         self.key = key
         self.dirty = False
         self._history = history
         self._listings = listings
+        self._codecs: Sequence[RowCodec] = listings.quoted_codecs if key.quoted else listings.codecs
+        self._position = position
+        self._told = np.zeros(len(history.instruments), np.int64)
+        self._mask = np.zeros(len(history.instruments), np.bool_)
         self._interest: Counter[int] = Counter()
         self._wanted: dict[int, list[int]] = defaultdict(list)  # listings of interest by instrument
+        self._every_event = key.mode != "merge"
+        self._rows: dict[int, list[tuple[int, str]]] = {}  # mode batch, raw: events not yet told, by listing
+        self._ring: dict[int, deque[tuple[int, str]]] = {}  # and those told, with their positions
 
-    def acquire(self, listings: Iterable[int]) -> None:
-        """Count subscribers in; only listings that somebody wants are encoded."""
+    # Interest
+
+    def acquire(self, listings: Iterable[int], donor: Topic | None = None) -> None:
+        """Count subscribers in; only listings that somebody wants are encoded.
+
+        Args:
+            listings: What they want.
+            donor: The same topic with another interval, from which they come: what it still keeps of a listing that
+                is new here is taken over.
+        """
+        fresh: set[int] = set()
         for listing in listings:
             self._interest[listing] += 1
             if self._interest[listing] == 1:
-                self._wanted[self._listings.instrument_of[listing]].append(listing)
-                self._first_wanted(listing)
+                instrument = self._listings.instrument_of[listing]
+                if not self._mask[instrument]:
+                    fresh.add(instrument)
+                    self._mask[instrument] = True
+                    self._told[instrument] = self._position[instrument]
+                    self._first_wanted(instrument)
+                self._wanted[instrument].append(listing)
+                self._listing_wanted(listing, instrument)
+                if donor is not None and instrument in fresh:
+                    self._adopt(donor, listing, instrument)
+
+    def _adopt(self, donor: Topic, listing: int, instrument: int) -> None:
+        """Go on with a listing where another topic stands."""
+        self._told[instrument] = donor._told[instrument]
+        if listing in donor._rows:
+            self._rows[listing] = list(donor._rows[listing])
+        if listing in donor._ring:
+            self._ring[listing] = donor._ring[listing].copy()
+        self.dirty = True
 
     def release(self, listings: Iterable[int]) -> None:
         """Count subscribers out."""
@@ -97,224 +199,318 @@ class Topic(ABC):
                 del self._interest[listing]
                 instrument = self._listings.instrument_of[listing]
                 self._wanted[instrument].remove(listing)
+                self._rows.pop(listing, None)
+                self._ring.pop(listing, None)
+                self._listing_unwanted(listing)
                 if not self._wanted[instrument]:
                     del self._wanted[instrument]
-                self._last_unwanted(listing)
+                    self._mask[instrument] = False
+                    self._last_unwanted(instrument)
 
-    # Hooks that not every topic needs.
+    def _first_wanted(self, instrument: int) -> None:  # noqa: B027 - not every topic keeps state
+        """Somebody wants an instrument; its present state is what everybody is taken to know."""
 
-    def _first_wanted(self, listing: int) -> None:  # noqa: B027
-        """A listing has its first subscriber, who has seen nothing yet."""
+    def _last_unwanted(self, instrument: int) -> None:  # noqa: B027
+        """Nobody wants an instrument any more."""
 
-    def _last_unwanted(self, listing: int) -> None:  # noqa: B027
-        """A listing has no subscribers any more."""
+    def _listing_wanted(self, listing: int, instrument: int) -> None:  # noqa: B027
+        """Somebody wants an instrument under this name."""
 
-    def book_changed(self, event: BookEvent) -> None:  # noqa: B027
+    def _listing_unwanted(self, listing: int) -> None:  # noqa: B027
+        """Nobody wants this name any more."""
+
+    # Events
+
+    def book_changed(self, event: BookEvent) -> None:  # noqa: B027 - only books care
         """A book shows the state after ``event``."""
 
     @abstractmethod
     def applied(self, batch: Batch) -> None:
         """History has taken in ``batch``; set ``dirty`` if that concerns this topic."""
 
-    @abstractmethod
-    def collect(self) -> Flush:
-        """Return what is new since the last call; from then on everybody is taken to know it."""
-
-    @abstractmethod
-    def mark(self, listing: int) -> Mark:
-        """Return the mark of a subscriber that knows everything collected so far."""
-
-    @abstractmethod
-    def since(self, listing: int, mark: Mark) -> bytes:
-        """Return frames from a mark to what was last collected; from :data:`NOTHING`, a snapshot."""
-
-    def catch_up(self, marks: dict[int, Mark]) -> tuple[bytes, dict[int, Mark]]:
-        """Return the next piece of what a subscriber with these marks was not told.
-
-        Returns:
-            Frames, about :data:`PIECE_BYTES` at most, and the marks after them; no marks: it knows everything that
-            was collected.
-
-        Raises:
-            LostError: The topic is lossless and has forgotten part of it.
-        """
-        parts: list[bytes] = []
-        size = 0
-        rest = dict(marks)
-        for listing, mark in marks.items():
-            if size > PIECE_BYTES:
-                return b"".join(parts), rest
-            parts.append(self.since(listing, mark))
-            size += len(parts[-1])
-            del rest[listing]  # behind the others, so that the next piece begins with them
-            rest[listing] = self.mark(listing)
-        return b"".join(parts), {}
+    def _enter(self, listing: int, position: int, row: str) -> None:
+        """Keep an event as a row until the next flush."""
+        self._rows.setdefault(listing, []).append((position, row))
+        self.dirty = True
 
     def reset(self) -> None:
         """A new epoch has begun: every subscriber is told everything anew, as a snapshot."""
         self.dirty = False
+        self._told[:] = 0
+        self._rows.clear()
+        self._ring.clear()
+
+    # What to tell
+
+    def collect(self) -> Flush:
+        """Return what is new since the last call; from then on everybody is taken to know it."""
+        self.dirty = False
+        flush = Flush({}, {})
+        if self._every_event:
+            self._collect_rows(flush)
+        else:
+            self._collect_state(flush)
+        return flush
+
+    @abstractmethod
+    def _collect_state(self, flush: Flush) -> None:
+        """Fill in one piece for every listing whose state has changed, and move ``_told`` on."""
+
+    def _collect_rows(self, flush: Flush) -> None:
+        """Fill in the rows that wait, and move ``_told`` on to the last of them."""
+        before = {listing: self.mark(listing) for listing in self._rows}
+        for listing, rows in self._rows.items():
+            flush.before[listing] = before[listing]
+            flush.pieces[listing] = self._piece_of_rows(listing, before[listing].position, rows)
+            ring = self._ring.get(listing)
+            if ring is None:
+                ring = self._ring[listing] = deque(maxlen=RING_ROWS)
+            ring.extend(rows)
+        for listing, rows in self._rows.items():
+            self._tell(self._listings.instrument_of[listing], rows[-1][0])
+        self._rows = {}
+
+    def _tell(self, instrument: int, position: int) -> None:
+        """Note that everybody in step knows an instrument up to a position."""
+        self._told[instrument] = position
+
+    def mark(self, listing: int) -> Mark:
+        """Return the mark of a subscriber that knows everything collected so far."""
+        return Mark(int(self._told[self._listings.instrument_of[listing]]))
+
+    def told(self, listings: Iterable[int]) -> int:
+        """Return the sum of the positions up to which listings were told."""
+        return int(self._told[[self._listings.instrument_of[listing] for listing in listings]].sum())
+
+    def oldest(self, listing: int) -> int:
+        """Return the position from which on a returning subscriber can be told every event."""
+        ring = self._ring.get(listing)
+        return ring[0][0] - 1 if ring else self.mark(listing).position
+
+    def resumed(self, listing: int, after: int) -> Mark | None:
+        """Return the mark of a subscriber that says it knows a stream up to ``after``; None if that is of no use."""
+        told = self.mark(listing)
+        if after == told.position:
+            return told
+        if after > told.position or (self._every_event and after < self.oldest(listing)):
+            return None
+        return self._mark_at(listing, after)
+
+    def _mark_at(self, listing: int, position: int) -> Mark | None:
+        """Return the mark of a point that was told once; None if its state is not known any more."""
+        return Mark(position)
+
+    def catch_up(self, marks: Marks, on_slow: OnSlow) -> CatchUp:
+        """Return the next part of what a subscriber with these marks was not told.
+
+        Raises:
+            LostError: ``on_slow`` is ``disconnect`` and part of it is gone.
+        """
+        parts: list[Piece] = []
+        size = 0
+        rest = dict(marks)
+        ahead = False
+        for listing, mark in marks.items():
+            if size > PIECE_BYTES:
+                return CatchUp(joined(parts), rest, complete=False, ahead=False)
+            piece, after = self._missed(listing, mark, on_slow)
+            ahead = ahead or after.position > self.mark(listing).position
+            parts.append(piece)
+            size += len(piece.data)
+            del rest[listing]  # behind the others, so that the next part begins with them
+            rest[listing] = after
+        return CatchUp(joined(parts), rest, complete=True, ahead=ahead)
+
+    def _missed(self, listing: int, mark: Mark | None, on_slow: OnSlow) -> tuple[Piece, Mark]:
+        """Return the frames that lead from a mark to the present, and the mark after them."""
+        if mark is NOTHING:
+            return self._snapshot(listing)
+        told = self._present(listing)
+        if mark.position >= told.position:
+            return EMPTY, mark
+        if self._every_event and on_slow != "conflate":
+            return self._missed_rows(listing, mark.position, on_slow), told
+        return self._merged(listing, mark, told), told
+
+    def _present(self, listing: int) -> Mark:
+        """Return the mark up to which somebody who is behind is told."""
+        return self.mark(listing)
+
+    def _missed_rows(self, listing: int, after: int, on_slow: OnSlow) -> Piece:
+        """Return every row after a position that is still there."""
+        rows, oldest = self._rows_after(listing, after), self.oldest(listing)
+        dropped = max(0, oldest - after)
+        if dropped and on_slow == "disconnect":
+            raise LostError(f"{dropped} events of {self._listings.names[listing]} behind what is kept")
+        return self._piece_of_rows(listing, after, rows, dropped)
+
+    def _rows_after(self, listing: int, after: int) -> list[tuple[int, str]]:
+        return [row for row in self._ring.get(listing, ()) if row[0] > after]
+
+    @abstractmethod
+    def _merged(self, listing: int, mark: Mark, told: Mark) -> Piece:
+        """Return the one message that leads from a mark to what was told."""
+
+    @abstractmethod
+    def _snapshot(self, listing: int) -> tuple[Piece, Mark]:
+        """Return the present state as a snapshot, nothing if nothing is known yet, and the mark after it."""
+
+    # How it is said
+
+    def _piece_of_rows(self, listing: int, after: int, rows: Sequence[tuple[int, str]], dropped: int = 0) -> Piece:
+        if not rows:
+            return EMPTY
+        return self._say("update", ",".join([row for _, row in rows]), after, rows[-1][0], len(rows), dropped)
+
+    def _say(self, kind: str, rows: str, prev: int | None, last: int, n: int, dropped: int = 0) -> Piece:
+        """Return a message about one listing; ``prev`` is None in a snapshot."""
+        pos = self._pos(prev, last, n, dropped) if self.key.native else ""
+        return Piece(message(self.key.channel, kind, rows, pos=pos), 0 if prev is None else last - prev, n, dropped)
+
+    def _pos(self, prev: int | None, last: int, n: int, dropped: int) -> str:
+        before = "null" if prev is None else prev
+        conflated = 0 if prev is None else last - prev - n - dropped
+        return (
+            f'{{"epoch":"{self._history.epoch}","prev":{before},"last":{last},"n":{n},"conflated":{conflated},'
+            f'"dropped":{dropped},"window_ms":{self.key.interval_ms}}}'
+        )
 
 
 class TickerTopic(Topic):
-    """Latest price, best bid and offer, and 24-hour statistics; the newest value stands for all before it."""
+    """Latest price, best bid and offer, and 24-hour statistics."""
 
     def __init__(self, key: TopicKey, history: History, listings: Listings) -> None:
-        super().__init__(key, history, listings)
-        self._position = history.quote_position if key.variant == "bbo" else history.trade_position
-        self._sent = np.zeros(len(history.instruments), np.int64)
-        self._mask = np.zeros(len(history.instruments), np.bool_)
-        self._every_event = key.interval_ms == 0
-        self._pending: dict[int, bytes] = {}
-        self._before: dict[int, Mark] = {}
-        self._latest: dict[int, bytes] = {}
+        position = history.quote_position if key.variant == "bbo" else history.trade_position
+        super().__init__(key, history, listings, position)
+        self._seen = np.zeros(len(position), np.int64)  # mode batch, raw: events entered as rows
+        self._latest: dict[int, str] = {}  # by listing: the row that was told last
 
-    def _first_wanted(self, listing: int) -> None:
-        instrument = self._listings.instrument_of[listing]
-        if not self._mask[instrument]:
-            self._mask[instrument] = True
-            self._sent[instrument] = self._position[instrument]
+    def _first_wanted(self, instrument: int) -> None:
+        self._seen[instrument] = self._position[instrument]
 
-    def _last_unwanted(self, listing: int) -> None:
-        instrument = self._listings.instrument_of[listing]
-        self._mask[instrument] = instrument in self._wanted
-        for of_listing in (self._pending, self._before, self._latest):
-            of_listing.pop(listing, None)
+    def _adopt(self, donor: Topic, listing: int, instrument: int) -> None:
+        super()._adopt(donor, listing, instrument)
+        assert isinstance(donor, TickerTopic)
+        if listing in donor._latest:
+            self._latest[listing] = donor._latest[listing]
+
+    def _listing_wanted(self, listing: int, instrument: int) -> None:
+        if self._history.known(instrument):
+            (row,) = self._history.ticker_rows(np.array([instrument], np.int32))
+            self._latest[listing] = self._codecs[listing].ticker(row.values, row.ts)
+
+    def _listing_unwanted(self, listing: int) -> None:
+        self._latest.pop(listing, None)
 
     def applied(self, batch: Batch) -> None:
         """See :meth:`Topic.applied`."""
+        known = self._seen if self._every_event else self._told
+        moved = (self._position > known) & self._mask
+        if not moved.any():
+            return
+        self.dirty = True
         if self._every_event:
-            self._encode()
-        self.dirty = bool(self._pending) or bool(((self._position > self._sent) & self._mask).any())
+            ids = np.flatnonzero(moved).astype(np.int32)
+            self._seen[ids] = self._position[ids]
+            positions = self._position[ids].tolist()
+            for i, position, row in zip(ids.tolist(), positions, self._history.ticker_rows(ids), strict=True):
+                for listing in self._wanted[i]:
+                    self._enter(listing, position, self._codecs[listing].ticker(row.values, row.ts))
 
-    def _encode(self) -> None:
-        """Encode every instrument that has moved on, once per listing."""
-        ids = np.flatnonzero((self._position > self._sent) & self._mask).astype(np.int32)
+    def _collect_state(self, flush: Flush) -> None:
+        ids = np.flatnonzero((self._position > self._told) & self._mask).astype(np.int32)
         if not len(ids):
             return
-        sent = self._sent[ids].tolist()
-        self._sent[ids] = self._position[ids]
-        codecs, wanted, pending = self._listings.codecs, self._wanted, self._pending
-        for i, before, row in zip(ids.tolist(), sent, self._history.ticker_rows(ids), strict=True):
-            kind, timestamp = ("update" if before else "snapshot"), rfc3339(row.ts)
+        before, now = self._told[ids].tolist(), self._position[ids].tolist()
+        self._told[ids] = self._position[ids]
+        codecs, wanted, latest = self._codecs, self._wanted, self._latest
+        for i, prev, last, row in zip(ids.tolist(), before, now, self._history.ticker_rows(ids), strict=True):
             for listing in wanted[i]:
-                frame = codecs[listing].ticker(kind, row.values, timestamp)
-                pending[listing] = pending[listing] + frame if listing in pending else frame
-                self._latest[listing] = frame
-                self._before.setdefault(listing, before)
+                text = latest[listing] = codecs[listing].ticker(row.values, row.ts)
+                flush.pieces[listing] = self._update(text, prev, last)
+                flush.before[listing] = Mark(prev)
 
-    def collect(self) -> Flush:
-        """See :meth:`Topic.collect`."""
-        if not self._every_event:
-            self._encode()
-        flush = Flush(self._pending, self._before)
-        self._pending, self._before, self.dirty = {}, {}, False
-        return flush
+    def _update(self, row: str, prev: int, last: int) -> Piece:
+        """Return a message of one row; the first of an epoch is a snapshot for everybody."""
+        return self._say("update", row, prev, last, 1) if prev else self._say("snapshot", row, None, last, 0)
 
-    def mark(self, listing: int) -> Mark:
-        """See :meth:`Topic.mark`."""
-        return int(self._sent[self._listings.instrument_of[listing]])
+    def _piece_of_rows(self, listing: int, after: int, rows: Sequence[tuple[int, str]], dropped: int = 0) -> Piece:
+        if not rows:
+            return EMPTY
+        self._latest[listing] = rows[-1][1]
+        if not self.key.native:
+            # Clients of Kraken's tickers read the first row of a message and no other.
+            return joined([self._update(row, position - 1, position) for position, row in rows])
+        if after:
+            return super()._piece_of_rows(listing, after, rows, dropped)
+        position, row = rows[0]
+        start = self._say("snapshot", row, None, position, 0)
+        return joined([start, super()._piece_of_rows(listing, position, rows[1:])])
 
-    def since(self, listing: int, mark: Mark) -> bytes:
-        """See :meth:`Topic.since`."""
-        if mark is NOTHING:
-            return self._snapshot(listing)
-        if mark == self.mark(listing):
-            return b""
-        return self._latest.get(listing, b"")
+    def _merged(self, listing: int, mark: Mark, told: Mark) -> Piece:
+        return self._say("update", self._latest[listing], mark.position, told.position, 1)
 
-    def _snapshot(self, listing: int) -> bytes:
+    def _snapshot(self, listing: int) -> tuple[Piece, Mark]:
         instrument = self._listings.instrument_of[listing]
         if not self._history.known(instrument):
-            return b""
+            return EMPTY, self.mark(listing)
         (row,) = self._history.ticker_rows(np.array([instrument], np.int32))
-        return self._listings.codecs[listing].ticker("snapshot", row.values, rfc3339(row.ts))
+        position = int(self._position[instrument])
+        text = self._codecs[listing].ticker(row.values, row.ts)
+        return self._say("snapshot", text, None, position, 0), Mark(position)
 
     def reset(self) -> None:
         """See :meth:`Topic.reset`."""
         super().reset()
-        self._sent[:] = 0
-        self._pending, self._before, self._latest = {}, {}, {}
+        self._seen[:] = 0
+        self._latest.clear()
 
 
 class TradeTopic(Topic):
-    """Every trade, in order. Lossless: who falls behind further than the ring is cut off, not left with a hole.
-
-    The ring is bounded by bytes; its default holds some 200,000 trades of one listing.
-    """
-
-    RING_BYTES = 32 * 1024 * 1024
+    """Every trade, in order; in mode ``merge`` the last one of each flush. Missed trades are the history's."""
 
     def __init__(self, key: TopicKey, history: History, listings: Listings) -> None:
-        super().__init__(key, history, listings)
-        self._pending: dict[int, list[bytes]] = {}
-        self._ring: deque[dict[int, bytes]] = deque()
-        self._ring_bytes = 0
-        self._head = 0  # index of the next flush
+        super().__init__(key, history, listings, history.trade_position)
 
     def applied(self, batch: Batch) -> None:
         """See :meth:`Topic.applied`."""
-        if not self._wanted or not len(batch.trades):
-            return
-        rows: dict[int, list[tuple[int, int, int, int, int]]] = {}
-        for i, *rest in prints(batch.trades):
-            if i in self._wanted:
-                rows.setdefault(i, []).append(tuple(rest))  # type: ignore[arg-type]
-        for i, of_instrument in rows.items():
+        if not self.dirty and len(batch.trades):
+            self.dirty = bool(((self._position > self._told) & self._mask).any())
+
+    def _collect_rows(self, flush: Flush) -> None:
+        self._collect_state(flush)
+
+    def _collect_state(self, flush: Flush) -> None:
+        for i in np.flatnonzero((self._position > self._told) & self._mask).tolist():
+            prev = int(self._told[i])
+            self._tell(i, int(self._position[i]))
             for listing in self._wanted[i]:
-                frame = self._listings.codecs[listing].trades("update", of_instrument)
-                self._pending.setdefault(listing, []).append(frame)
-        self.dirty = bool(self._pending)
+                flush.before[listing] = Mark(prev)
+                if self._every_event:
+                    flush.pieces[listing] = self._missed_rows(listing, prev, "drop_oldest")
+                else:
+                    flush.pieces[listing] = self._merged(listing, Mark(prev), self.mark(listing))
 
-    def collect(self) -> Flush:
-        """See :meth:`Topic.collect`."""
-        frames = {listing: b"".join(parts) for listing, parts in self._pending.items()}
-        flush = Flush(frames, dict.fromkeys(frames, self._head))
-        self._pending, self.dirty = {}, False
-        self._ring.append(frames)
-        self._ring_bytes += sum(map(len, frames.values()))
-        self._head += 1
-        while self._ring_bytes > self.RING_BYTES:
-            self._ring_bytes -= sum(map(len, self._ring.popleft().values()))
-        return flush
+    def oldest(self, listing: int) -> int:
+        """See :meth:`Topic.oldest`."""
+        return self._history.oldest_print(self._listings.instrument_of[listing])
 
-    def mark(self, listing: int) -> Mark:
-        """See :meth:`Topic.mark`."""
-        return self._head
+    def _rows_after(self, listing: int, after: int) -> list[tuple[int, str]]:
+        i, trade = self._listings.instrument_of[listing], self._codecs[listing].trade
+        first = max(after, self.oldest(listing))
+        count = int(self._told[i]) - first
+        rows = islice(self._history.prints(i, int(self._position[i]) - first), count)
+        return [(position, trade(*row)) for position, row in enumerate(rows, first + 1)]
 
-    def since(self, listing: int, mark: Mark) -> bytes:
-        """See :meth:`Topic.since`."""
-        if mark is NOTHING:
-            return self._snapshot(listing)
-        return b"".join([frames.get(listing, b"") for frames in self._flushes(mark)])
+    def _merged(self, listing: int, mark: Mark, told: Mark) -> Piece:
+        ((_, row),) = self._rows_after(listing, told.position - 1)
+        return self._say("update", row, mark.position, told.position, 1)
 
-    def catch_up(self, marks: dict[int, Mark]) -> tuple[bytes, dict[int, Mark]]:
-        """See :meth:`Topic.catch_up`; goes through the ring once for all listings."""
-        parts = [self._snapshot(listing) for listing, mark in marks.items() if mark is NOTHING]
-        known = {listing: self._head if mark is NOTHING else mark for listing, mark in marks.items()}
-        start = min(known.values())
-        size = sum(map(len, parts))
-        for index, frames in enumerate(self._flushes(start), start):
-            if size > PIECE_BYTES:
-                return b"".join(parts), {listing: max(mark, index) for listing, mark in known.items()}
-            missed = [frame for listing, frame in frames.items() if known.get(listing, self._head) <= index]
-            size += sum(map(len, missed))
-            parts += missed
-        return b"".join(parts), {}
-
-    def _flushes(self, start: int) -> Iterator[dict[int, bytes]]:
-        """Return the flushes from index ``start`` on."""
-        first = self._head - len(self._ring)
-        if start < first:
-            raise LostError(f"more than {self.RING_BYTES} bytes of trades behind")
-        return islice(self._ring, start - first, None)
-
-    def _snapshot(self, listing: int) -> bytes:
-        rows = self._history.prints(self._listings.instrument_of[listing])
-        return self._listings.codecs[listing].trades("snapshot", rows) if rows else b""
-
-    def reset(self) -> None:
-        """See :meth:`Topic.reset`. What was traded in the last epoch stays owed to the slow."""
-        self.dirty = bool(self._pending)
+    def _snapshot(self, listing: int) -> tuple[Piece, Mark]:
+        i, trade = self._listings.instrument_of[listing], self._codecs[listing].trade
+        mark = Mark(int(self._position[i]))
+        rows = [trade(*row) for row in self._history.prints(i, self._history.SNAPSHOT_TRADES)]
+        return (self._say("snapshot", ",".join(rows), None, mark.position, 0) if rows else EMPTY), mark
 
 
 class BookView(msgspec.Struct, frozen=True):
@@ -334,83 +530,125 @@ class BookView(msgspec.Struct, frozen=True):
 
 
 class BookTopic(Topic):
-    """The best levels of order books: a snapshot, then what changed with each event of the venue."""
+    """The best levels of order books: a snapshot, then what changed.
+
+    Events that change nothing among these levels are conflated into the next that does.
+    """
 
     def __init__(self, key: TopicKey, history: History, listings: Listings) -> None:
-        super().__init__(key, history, listings)
+        super().__init__(key, history, listings, history.book_position)
         self._depth = int(key.variant)
-        self._views: dict[int, BookView] = {}  # by instrument: after the last event
-        self._told: dict[int, BookView] = {}  # by instrument: after the last flush
-        self._pending: dict[int, list[bytes]] = {}
+        self._views: dict[int, Mark] = {}  # by instrument: after the last event that shows
+        self._told_views: dict[int, Mark] = {}  # by instrument: after the last flush
 
-    def _first_wanted(self, listing: int) -> None:
-        instrument = self._listings.instrument_of[listing]
-        if instrument not in self._views and (view := self._look(instrument, self._history.ts)) is not None:
-            self._views[instrument] = self._told[instrument] = view
+    def _first_wanted(self, instrument: int) -> None:
+        view = self._look(instrument, self._history.ts)
+        if view is not None:
+            self._views[instrument] = self._told_views[instrument] = Mark(int(self._position[instrument]), view)
 
-    def _last_unwanted(self, listing: int) -> None:
-        self._pending.pop(listing, None)
-        instrument = self._listings.instrument_of[listing]
-        if instrument not in self._wanted:
-            self._views.pop(instrument, None)
-            self._told.pop(instrument, None)
+    def _last_unwanted(self, instrument: int) -> None:
+        self._views.pop(instrument, None)
+        self._told_views.pop(instrument, None)
+
+    def _adopt(self, donor: Topic, listing: int, instrument: int) -> None:
+        super()._adopt(donor, listing, instrument)
+        assert isinstance(donor, BookTopic)
+        for own, theirs in ((self._views, donor._views), (self._told_views, donor._told_views)):
+            if instrument in theirs:
+                own[instrument] = theirs[instrument]
+            else:
+                own.pop(instrument, None)
 
     def _look(self, instrument: int, ts: int) -> BookView | None:
         book = self._history.books[instrument]
         bids, asks = book.top(BUY, self._depth), book.top(SELL, self._depth)
-        if not bids and not asks:
-            return None
-        return BookView(dict(bids), dict(asks), checksum(bids, asks), ts)
+        return BookView(dict(bids), dict(asks), checksum(bids, asks), ts) if bids or asks else None
 
     def book_changed(self, event: BookEvent) -> None:
         """See :meth:`Topic.book_changed`."""
-        if event.instrument not in self._wanted:
+        i = event.instrument
+        if i not in self._wanted:
             return
         ts = event.ts_recv if event.ts_event == MISSING else event.ts_event
-        old = self._views.get(event.instrument)
-        new = self._look(event.instrument, ts) or BookView({}, {}, 0, ts)
-        if old is not None and old.bids == new.bids and old.asks == new.asks:
+        old, new = self._views.get(i), self._look(i, ts) or BookView({}, {}, 0, ts)
+        if old is not None and old.state.bids == new.bids and old.state.asks == new.asks:
             return
-        self._views[event.instrument] = new
-        for listing in self._wanted[event.instrument]:
-            self._pending.setdefault(listing, []).append(self._frame(listing, old, new))
+        mark = self._views[i] = Mark(int(self._position[i]), new)
         self.dirty = True
+        if self._every_event:
+            for listing in self._wanted[i]:
+                self._enter(listing, mark.position, self._row(listing, old, new))
 
-    def _frame(self, listing: int, old: BookView | None, new: BookView) -> bytes:
-        codec, timestamp = self._listings.codecs[listing], rfc3339(new.ts)
-        if old is None:
-            return codec.book("snapshot", new.bids.items(), new.asks.items(), new.checksum, timestamp)
-        return codec.book("update", changes(old.bids, new.bids), changes(old.asks, new.asks), new.checksum, timestamp)
+    def _row(self, listing: int, old: Mark | None, new: BookView) -> str:
+        """Return the row that turns one view into another; the whole view if there was none."""
+        before = BookView({}, {}, 0, 0) if old is None else old.state
+        bids, asks = changes(before.bids, new.bids), changes(before.asks, new.asks)
+        return self._codecs[listing].book(bids, asks, new.checksum, new.ts)
 
     def applied(self, batch: Batch) -> None:
         """See :meth:`Topic.applied`; everything was said in :meth:`book_changed`."""
 
-    def collect(self) -> Flush:
-        """See :meth:`Topic.collect`."""
-        frames = {listing: b"".join(parts) for listing, parts in self._pending.items()}
-        before: dict[int, Mark] = {}
-        for listing in frames:
-            instrument = self._listings.instrument_of[listing]
-            before[listing] = self._told.get(instrument, NOTHING)
-        for listing in frames:
-            instrument = self._listings.instrument_of[listing]
-            self._told[instrument] = self._views[instrument]
-        self._pending, self.dirty = {}, False
-        return Flush(frames, before)
+    def _collect_state(self, flush: Flush) -> None:
+        for i, mark in self._views.items():
+            told = self._told_views.get(i)
+            if mark is not told:
+                for listing in self._wanted[i]:
+                    flush.before[listing] = told
+                    flush.pieces[listing] = self._lead(listing, told, mark)
+        for i, mark in self._views.items():
+            self._told_views[i] = mark
+            self._told[i] = mark.position
+
+    def _lead(self, listing: int, old: Mark | None, new: Mark) -> Piece:
+        row = self._row(listing, old, new.state)
+        if old is None:
+            return self._say("snapshot", row, None, new.position, 0)
+        return self._say("update", row, old.position, new.position, 1)
+
+    def _collect_rows(self, flush: Flush) -> None:
+        told = {listing: self._told_views.get(self._listings.instrument_of[listing]) for listing in self._rows}
+        super()._collect_rows(flush)
+        flush.before.update(told)
+
+    def _tell(self, instrument: int, position: int) -> None:
+        super()._tell(instrument, position)
+        self._told_views[instrument] = self._views[instrument]
+
+    def _piece_of_rows(self, listing: int, after: int, rows: Sequence[tuple[int, str]], dropped: int = 0) -> Piece:
+        if not rows:
+            return EMPTY
+        first = self._listings.instrument_of[listing] not in self._told_views
+        if self.key.native and not first:
+            return super()._piece_of_rows(listing, after, rows, dropped)
+        # One row a message, as Kraken has it; the first of an epoch is a snapshot for everybody.
+        parts: list[Piece] = []
+        for position, row in rows:
+            start = first and not parts
+            kind = "snapshot" if start else "update"
+            parts.append(self._say(kind, row, None if start else after, position, 0 if start else 1))
+            after = position
+        return joined(parts)
 
     def mark(self, listing: int) -> Mark:
         """See :meth:`Topic.mark`."""
-        return self._told.get(self._listings.instrument_of[listing], NOTHING)
+        instrument = self._listings.instrument_of[listing]
+        return self._told_views.get(instrument) or Mark(int(self._told[instrument]))
 
-    def since(self, listing: int, mark: Mark) -> bytes:
-        """See :meth:`Topic.since`."""
-        told: BookView | None = self.mark(listing)
-        return b"" if told is None or told is mark else self._frame(listing, mark, told)
+    def _mark_at(self, listing: int, position: int) -> Mark | None:
+        return Mark(position) if self._every_event else None
+
+    def _merged(self, listing: int, mark: Mark, told: Mark) -> Piece:
+        return self._lead(listing, mark if mark.state is not None else None, told)
+
+    def _snapshot(self, listing: int) -> tuple[Piece, Mark]:
+        told = self.mark(listing)
+        return (self._lead(listing, None, told) if told.state is not None else EMPTY), told
 
     def reset(self) -> None:
         """See :meth:`Topic.reset`."""
         super().reset()
-        self._views, self._told, self._pending = {}, {}, {}
+        self._views.clear()
+        self._told_views.clear()
 
 
 def changes(old: dict[int, int], new: dict[int, int]) -> list[tuple[int, int]]:
@@ -426,70 +664,74 @@ class OhlcTopic(Topic):
     SNAPSHOT_CANDLES = 60
 
     def __init__(self, key: TopicKey, history: History, listings: Listings) -> None:
-        super().__init__(key, history, listings)
+        super().__init__(key, history, listings, history.candle_position)
         self._minutes = int(key.variant)
         self._row = Candles.INTERVALS.index(self._minutes)
-        self._told: dict[int, tuple[int, int]] = {}  # by instrument: (begin of the candle, trades in it)
+        self._seen = np.zeros(len(self._position), np.int64)
 
-    def _state(self, instrument: int) -> tuple[int, int] | None:
-        candle = self._history.candles.current(self._row, instrument)
-        return None if candle is None else (candle.begin_ns, candle.trades)
-
-    def _first_wanted(self, listing: int) -> None:
-        instrument = self._listings.instrument_of[listing]
-        if instrument not in self._told and (state := self._state(instrument)) is not None:
-            self._told[instrument] = state
-
-    def _last_unwanted(self, listing: int) -> None:
-        instrument = self._listings.instrument_of[listing]
-        if instrument not in self._wanted:
-            self._told.pop(instrument, None)
+    def _first_wanted(self, instrument: int) -> None:
+        self._seen[instrument] = self._position[instrument]
 
     def applied(self, batch: Batch) -> None:
         """See :meth:`Topic.applied`."""
-        if not self.dirty and len(batch.trades):
-            self.dirty = not self._wanted.keys().isdisjoint(batch.trades.instrument.tolist())
+        if not len(batch.trades):
+            return
+        known = self._seen if self._every_event else self._told
+        moved = np.flatnonzero((self._position > known) & self._mask)
+        self.dirty = self.dirty or bool(len(moved))
+        if self._every_event:
+            for i in moved.tolist():
+                position = int(self._position[i])
+                self._seen[i] = position
+                candle = self._history.candles.current(self._row, i)
+                if candle is not None:
+                    for listing in self._wanted[i]:
+                        self._enter(listing, position, self._codecs[listing].candle(candle, self._minutes))
 
-    def collect(self) -> Flush:
-        """See :meth:`Topic.collect`."""
-        frames: dict[int, bytes] = {}
-        before: dict[int, Mark] = {}
-        for instrument, listings in self._wanted.items():
-            state, told = self._state(instrument), self._told.get(instrument, NOTHING)
-            if state is None or state == told:
-                continue
-            for listing in listings:
-                frames[listing], before[listing] = self._frame(listing, told), told
-            self._told[instrument] = state
-        self.dirty = False
-        return Flush(frames, before)
+    def _collect_state(self, flush: Flush) -> None:
+        for i in np.flatnonzero((self._position > self._told) & self._mask).tolist():
+            prev, last = int(self._told[i]), int(self._position[i])
+            self._tell(i, last)
+            for listing in self._wanted[i]:
+                flush.before[listing] = Mark(prev)
+                flush.pieces[listing] = self._candles(listing, prev, last)
 
-    def _frame(self, listing: int, mark: tuple[int, int] | None) -> bytes:
-        candles, instrument = self._history.candles, self._listings.instrument_of[listing]
-        current = candles.current(self._row, instrument)
+    def _candles(self, listing: int, prev: int, last: int) -> Piece:
+        """Return the candles that the events after ``prev`` changed; from the start of an epoch, a snapshot."""
+        i = self._listings.instrument_of[listing]
+        current = self._history.candles.current(self._row, i)
         if current is None:
-            return b""
-        closed = candles.closed(self._row, instrument, -1 if mark is NOTHING else mark[0] - 1)
-        rows = [*closed[-self.SNAPSHOT_CANDLES :], current] if mark is NOTHING else [*closed, current]
-        kind = "snapshot" if mark is NOTHING else "update"
-        return self._listings.codecs[listing].ohlc(kind, rows, self._minutes, rfc3339(self._history.ts))
+            return EMPTY
+        rows = [current]
+        position = int(self._position[i]) - current.trades  # where the oldest candle in rows began
+        for closed in reversed(self._history.candles.closed(self._row, i)):
+            if position <= prev or (not prev and len(rows) > self.SNAPSHOT_CANDLES):
+                break
+            rows.append(closed)
+            position -= closed.trades
+        text = ",".join([self._codecs[listing].candle(candle, self._minutes) for candle in reversed(rows)])
+        return self._say("update", text, prev, last, len(rows)) if prev else self._say("snapshot", text, None, last, 0)
 
-    def mark(self, listing: int) -> Mark:
-        """See :meth:`Topic.mark`."""
-        return self._told.get(self._listings.instrument_of[listing], NOTHING)
+    def _say(self, kind: str, rows: str, prev: int | None, last: int, n: int, dropped: int = 0) -> Piece:
+        pos = self._pos(prev, last, n, dropped) if self.key.native else ""
+        data = message("ohlc", kind, rows, pos=pos, timestamp=rfc3339(self._history.ts))
+        return Piece(data, 0 if prev is None else last - prev, n, dropped)
 
-    def since(self, listing: int, mark: Mark) -> bytes:
-        """See :meth:`Topic.since`."""
-        told = self.mark(listing)
-        return b"" if told is None or told == mark else self._frame(listing, mark)
+    def _present(self, listing: int) -> Mark:
+        """Candles are shown as they are now, so who is behind gets ahead of what was flushed."""
+        if self._every_event:
+            return self.mark(listing)
+        return Mark(int(self._position[self._listings.instrument_of[listing]]))
 
-    def reset(self) -> None:
-        """See :meth:`Topic.reset`."""
-        super().reset()
-        self._told = {}
+    def _merged(self, listing: int, mark: Mark, told: Mark) -> Piece:
+        return self._candles(listing, mark.position, told.position)
+
+    def _snapshot(self, listing: int) -> tuple[Piece, Mark]:
+        mark = Mark(int(self._position[self._listings.instrument_of[listing]]))
+        return self._candles(listing, 0, mark.position), mark
 
 
-TOPICS: Final[dict[str, type[Topic]]] = {
+TOPICS: Final[dict[str, type[Any]]] = {
     "ticker": TickerTopic,
     "trade": TradeTopic,
     "book": BookTopic,
