@@ -307,6 +307,8 @@ class Broadcaster:
         self._listings = listings
         self._channels: dict[TopicKey, Channel] = {}
         self._published = trio.Event()
+        self._idle = trio.Event()
+        self._hurry = False
         self.published_at = -math.inf
         self._late: deque[float] = deque(maxlen=4096)
         self._counts = dict.fromkeys(("batches", "events", "sweeps", "buffers", "fallen_behind", "cut_off"), 0)
@@ -330,8 +332,17 @@ class Broadcaster:
         self._published.set()
         self._published = trio.Event()
 
+    async def settle(self) -> None:
+        """Have everything that has happened told to all who can be written to, whatever their intervals."""
+        self._hurry = True
+        while any(channel.topic.dirty or channel.flush is not None for channel in self._channels.values()):
+            self._published.set()
+            self._published = trio.Event()
+            await self._idle.wait()
+        self._hurry = False
+
     def mark(self, marker: Marker) -> None:
-        """Take in a marker: a new epoch is told to everybody as a snapshot."""
+        """Take in a marker: a new epoch is told to everybody as a snapshot. What was not told yet is gone."""
         self._history.mark(marker)
         if marker.kind == "epoch":
             for channel in self._channels.values():
@@ -532,12 +543,14 @@ class Broadcaster:
             published = self._published
             now = trio.current_time()
             dirty = [channel for channel in self._channels.values() if channel.topic.dirty]
-            due = [channel for channel in dirty if channel.due <= now]
+            due = [channel for channel in dirty if channel.due <= now or self._hurry]
             for channel in due:
                 await self._sweep(channel)
             if due:
                 await trio.lowlevel.checkpoint()
             else:
+                self._idle.set()
+                self._idle = trio.Event()
                 with trio.move_on_at(min((channel.due for channel in dirty), default=math.inf)):
                     await published.wait()
 

@@ -44,10 +44,12 @@ class Mark(NamedTuple):
 
     Attributes:
         position: Number of the last event known.
+        epoch: The numbering that it is of.
         state: What else is needed to go on from there: of a book its :class:`BookView`.
     """
 
     position: int
+    epoch: str
     state: Any = None
 
 
@@ -150,6 +152,7 @@ class Topic(ABC):
         self._codecs: Sequence[RowCodec] = listings.quoted_codecs if key.quoted else listings.codecs
         self._position = position
         self._told = np.zeros(len(history.instruments), np.int64)
+        self._seen = np.zeros(len(history.instruments), np.int64)  # mode batch, raw: entered as rows
         self._mask = np.zeros(len(history.instruments), np.bool_)
         self._interest: Counter[int] = Counter()
         self._wanted: dict[int, list[int]] = defaultdict(list)  # listings of interest by instrument
@@ -175,7 +178,7 @@ class Topic(ABC):
                 if not self._mask[instrument]:
                     fresh.add(instrument)
                     self._mask[instrument] = True
-                    self._told[instrument] = self._position[instrument]
+                    self._told[instrument] = self._seen[instrument] = self._position[instrument]
                     self._first_wanted(instrument)
                 self._wanted[instrument].append(listing)
                 self._listing_wanted(listing, instrument)
@@ -236,7 +239,7 @@ class Topic(ABC):
     def reset(self) -> None:
         """A new epoch has begun: every subscriber is told everything anew, as a snapshot."""
         self.dirty = False
-        self._told[:] = 0
+        self._told[:] = self._seen[:] = 0
         self._rows.clear()
         self._ring.clear()
 
@@ -274,9 +277,12 @@ class Topic(ABC):
         """Note that everybody in step knows an instrument up to a position."""
         self._told[instrument] = position
 
+    def _at(self, position: int, state: Any = None) -> Mark:  # noqa: ANN401 - the topic's own
+        return Mark(position, self._history.epoch, state)
+
     def mark(self, listing: int) -> Mark:
         """Return the mark of a subscriber that knows everything collected so far."""
-        return Mark(int(self._told[self._listings.instrument_of[listing]]))
+        return self._at(int(self._told[self._listings.instrument_of[listing]]))
 
     def told(self, listings: Iterable[int]) -> int:
         """Return the sum of the positions up to which listings were told."""
@@ -298,7 +304,7 @@ class Topic(ABC):
 
     def _mark_at(self, listing: int, position: int) -> Mark | None:
         """Return the mark of a point that was told once; None if its state is not known any more."""
-        return Mark(position)
+        return self._at(position)
 
     def catch_up(self, marks: Marks, on_slow: OnSlow) -> CatchUp:
         """Return the next part of what a subscriber with these marks was not told.
@@ -324,6 +330,10 @@ class Topic(ABC):
     def _missed(self, listing: int, mark: Mark | None, on_slow: OnSlow) -> tuple[Piece, Mark]:
         """Return the frames that lead from a mark to the present, and the mark after them."""
         if mark is NOTHING:
+            return self._snapshot(listing)
+        if mark.epoch != self._history.epoch:
+            if self._every_event and on_slow == "disconnect":
+                raise LostError(f"the end of the last epoch of {self._listings.names[listing]} is gone")
             return self._snapshot(listing)
         told = self._present(listing)
         if mark.position >= told.position:
@@ -382,11 +392,7 @@ class TickerTopic(Topic):
     def __init__(self, key: TopicKey, history: History, listings: Listings) -> None:
         position = history.quote_position if key.variant == "bbo" else history.trade_position
         super().__init__(key, history, listings, position)
-        self._seen = np.zeros(len(position), np.int64)  # mode batch, raw: events entered as rows
         self._latest: dict[int, str] = {}  # by listing: the row that was told last
-
-    def _first_wanted(self, instrument: int) -> None:
-        self._seen[instrument] = self._position[instrument]
 
     def _adopt(self, donor: Topic, listing: int, instrument: int) -> None:
         super()._adopt(donor, listing, instrument)
@@ -428,7 +434,7 @@ class TickerTopic(Topic):
             for listing in wanted[i]:
                 text = latest[listing] = codecs[listing].ticker(row.values, row.ts)
                 flush.pieces[listing] = self._update(text, prev, last)
-                flush.before[listing] = Mark(prev)
+                flush.before[listing] = self._at(prev)
 
     def _update(self, row: str, prev: int, last: int) -> Piece:
         """Return a message of one row; the first of an epoch is a snapshot for everybody."""
@@ -457,12 +463,11 @@ class TickerTopic(Topic):
         (row,) = self._history.ticker_rows(np.array([instrument], np.int32))
         position = int(self._position[instrument])
         text = self._codecs[listing].ticker(row.values, row.ts)
-        return self._say("snapshot", text, None, position, 0), Mark(position)
+        return self._say("snapshot", text, None, position, 0), self._at(position)
 
     def reset(self) -> None:
         """See :meth:`Topic.reset`."""
         super().reset()
-        self._seen[:] = 0
         self._latest.clear()
 
 
@@ -485,11 +490,11 @@ class TradeTopic(Topic):
             prev = int(self._told[i])
             self._tell(i, int(self._position[i]))
             for listing in self._wanted[i]:
-                flush.before[listing] = Mark(prev)
+                flush.before[listing] = self._at(prev)
                 if self._every_event:
                     flush.pieces[listing] = self._missed_rows(listing, prev, "drop_oldest")
                 else:
-                    flush.pieces[listing] = self._merged(listing, Mark(prev), self.mark(listing))
+                    flush.pieces[listing] = self._merged(listing, self._at(prev), self.mark(listing))
 
     def oldest(self, listing: int) -> int:
         """See :meth:`Topic.oldest`."""
@@ -508,7 +513,7 @@ class TradeTopic(Topic):
 
     def _snapshot(self, listing: int) -> tuple[Piece, Mark]:
         i, trade = self._listings.instrument_of[listing], self._codecs[listing].trade
-        mark = Mark(int(self._position[i]))
+        mark = self._at(int(self._position[i]))
         rows = [trade(*row) for row in self._history.prints(i, self._history.SNAPSHOT_TRADES)]
         return (self._say("snapshot", ",".join(rows), None, mark.position, 0) if rows else EMPTY), mark
 
@@ -544,7 +549,7 @@ class BookTopic(Topic):
     def _first_wanted(self, instrument: int) -> None:
         view = self._look(instrument, self._history.ts)
         if view is not None:
-            self._views[instrument] = self._told_views[instrument] = Mark(int(self._position[instrument]), view)
+            self._views[instrument] = self._told_views[instrument] = self._at(int(self._position[instrument]), view)
 
     def _last_unwanted(self, instrument: int) -> None:
         self._views.pop(instrument, None)
@@ -573,7 +578,7 @@ class BookTopic(Topic):
         old, new = self._views.get(i), self._look(i, ts) or BookView({}, {}, 0, ts)
         if old is not None and old.state.bids == new.bids and old.state.asks == new.asks:
             return
-        mark = self._views[i] = Mark(int(self._position[i]), new)
+        mark = self._views[i] = self._at(int(self._position[i]), new)
         self.dirty = True
         if self._every_event:
             for listing in self._wanted[i]:
@@ -632,10 +637,10 @@ class BookTopic(Topic):
     def mark(self, listing: int) -> Mark:
         """See :meth:`Topic.mark`."""
         instrument = self._listings.instrument_of[listing]
-        return self._told_views.get(instrument) or Mark(int(self._told[instrument]))
+        return self._told_views.get(instrument) or self._at(int(self._told[instrument]))
 
     def _mark_at(self, listing: int, position: int) -> Mark | None:
-        return Mark(position) if self._every_event else None
+        return self._at(position) if self._every_event else None
 
     def _merged(self, listing: int, mark: Mark, told: Mark) -> Piece:
         return self._lead(listing, mark if mark.state is not None else None, told)
@@ -667,10 +672,6 @@ class OhlcTopic(Topic):
         super().__init__(key, history, listings, history.candle_position)
         self._minutes = int(key.variant)
         self._row = Candles.INTERVALS.index(self._minutes)
-        self._seen = np.zeros(len(self._position), np.int64)
-
-    def _first_wanted(self, instrument: int) -> None:
-        self._seen[instrument] = self._position[instrument]
 
     def applied(self, batch: Batch) -> None:
         """See :meth:`Topic.applied`."""
@@ -693,7 +694,7 @@ class OhlcTopic(Topic):
             prev, last = int(self._told[i]), int(self._position[i])
             self._tell(i, last)
             for listing in self._wanted[i]:
-                flush.before[listing] = Mark(prev)
+                flush.before[listing] = self._at(prev)
                 flush.pieces[listing] = self._candles(listing, prev, last)
 
     def _candles(self, listing: int, prev: int, last: int) -> Piece:
@@ -721,13 +722,13 @@ class OhlcTopic(Topic):
         """Candles are shown as they are now, so who is behind gets ahead of what was flushed."""
         if self._every_event:
             return self.mark(listing)
-        return Mark(int(self._position[self._listings.instrument_of[listing]]))
+        return self._at(int(self._position[self._listings.instrument_of[listing]]))
 
     def _merged(self, listing: int, mark: Mark, told: Mark) -> Piece:
         return self._candles(listing, mark.position, told.position)
 
     def _snapshot(self, listing: int) -> tuple[Piece, Mark]:
-        mark = Mark(int(self._position[self._listings.instrument_of[listing]]))
+        mark = self._at(int(self._position[self._listings.instrument_of[listing]]))
         return self._candles(listing, 0, mark.position), mark
 
 
