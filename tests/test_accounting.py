@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from feeds.records import BUY, SELL, Marker
 from tests.scripted import BTC, ETH, START_NS, Tape, open_market, open_outbox
-from ticker.broadcast import Lag, Subscriber, Subscription
 from ticker.market import Market
-from ticker.topics import TopicKey
+from ticker.subscriber import Lag, Subscriber, Subscription
+from ticker.topics.topic import TopicKey
 
 VARIANTS = {"ticker": "bbo", "trade": "", "book": 10, "ohlc": 1}
 EXAMPLES = int(os.environ.get("ACCOUNTING_EXAMPLES", "150"))
@@ -304,7 +304,7 @@ async def test_a_merge_subscriber_returns_with_one_message(autojump_clock, marke
 
 
 async def test_drop_oldest_says_what_was_lost(autojump_clock, market, reader, monkeypatch):
-    monkeypatch.setattr("ticker.topics.RING_ROWS", 10)
+    monkeypatch.setattr("ticker.topics.topic.RING_ROWS", 10)
     tape = Tape()
     reader.subscribe("ticker", 0, 0, "raw", "drop_oldest")
     market.broadcaster.publish(tape.quotes((BTC, 1, 1, 200, 1)))

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from feeds.records import BUY, SELL, Marker
 from tests.scripted import BTC, ETH, START_NS, FakeWire, Tape, open_market, open_outbox
-from ticker.broadcast import Lag, Subscriber, Subscription
 from ticker.history import History
 from ticker.market import Market
-from ticker.topics import TopicKey
+from ticker.subscriber import Lag, Subscriber, Subscription
+from ticker.topics.topic import TopicKey
 
 TICKER = TopicKey("ticker", "bbo", 100)
 EVERY = TopicKey("ticker", "bbo", 0, "raw")

@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from feeds.records import MISSING
+from ticker.history import TickerColumns
 
 BINARY: Final = 0x82  #: first byte of an unfragmented binary frame
 NO_PREV: Final = -1  #: ``prev`` of a snapshot
 
 _HEAD: Final = [
-    ("channel", "u1"),  # 1 ticker, 2 trade
+    ("channel", "u1"),  # 1 ticker
     ("type", "u1"),  # 0 snapshot, 1 update
     ("listing", "<u4"),  # as in the acknowledgement's ext
     ("epoch", "<u4"),  # the epoch read as a hexadecimal number
@@ -36,20 +37,18 @@ _TICKER: Final = (
 _TICKS: Final = ("bid", "ask", "price", "vwap", "low", "high", "change")
 _LOTS: Final = ("bid_qty", "ask_qty", "volume")
 
-CHANNELS: Final = {"ticker": 1, "trade": 2}
-DTYPES: Final[dict[str, np.dtype[np.void]]] = {
-    "ticker": np.dtype([*_HEAD, *[(name, "<f8") for name in _TICKER]]),
-    "trade": np.dtype([*_HEAD, ("side", "i1"), ("price", "<f8"), ("qty", "<f8"), ("trade_id", "<i8")]),
-}
+CHANNELS: Final = {"ticker": 1}
+DTYPES: Final[dict[str, np.dtype[np.void]]] = {"ticker": np.dtype([*_HEAD, *[(name, "<f8") for name in _TICKER]])}
 
 Records = npt.NDArray[np.void]
+F64 = npt.NDArray[np.float64]
 
 
 def head(channel: str, epoch: str, listings: Any, prev: Any, last: Any) -> Records:  # noqa: ANN401 - array-likes
     """Return records with their heads filled in.
 
     Args:
-        channel: ``ticker`` or ``trade``.
+        channel: A key of :data:`DTYPES`.
         epoch: The numbering.
         listings: Listing ids, shape ``(m,)``.
         prev: Positions known before each record, shape ``(m,)``; :data:`NO_PREV` makes it a snapshot.
@@ -68,20 +67,22 @@ def head(channel: str, epoch: str, listings: Any, prev: Any, last: Any) -> Recor
     return records
 
 
-def fill_ticker(
-    records: Records,
-    columns: list[npt.NDArray[Any]],
-    ts: Any,
-    price_scale: Any,
-    qty_scale: Any,  # noqa: ANN401
-) -> None:
-    """Fill in ticker columns in ticks and lots, in the order of the ticker's rows."""
-    records["ts"] = ts
-    for name, column in zip(_TICKER, columns, strict=True):
+def fill_ticker(records: Records, columns: TickerColumns, price_scale: F64, qty_scale: F64) -> None:
+    """Fill in the rows of ticker records.
+
+    Args:
+        records: Shape ``(m,)``.
+        columns: Shape ``(m,)`` each.
+        price_scale: Ticks per unit of price, shape ``(m,)``.
+        qty_scale: Lots per unit of quantity, shape ``(m,)``.
+    """
+    records["ts"] = columns.ts
+    for name, column in zip(_TICKER, columns.values, strict=True):
         scale = price_scale if name in _TICKS else qty_scale if name in _LOTS else 1.0
         records[name] = np.where(column == MISSING, np.nan, column / scale)
 
 
 def described(channel: str) -> list[list[str]]:
     """Return a dtype as JSON: ``np.dtype([tuple(field) for field in described])`` makes it again."""
-    return [[name, str(kind)] for name, kind in DTYPES[channel].descr]
+    dtype = DTYPES[channel]
+    return [[name, dtype[name].str] for name in dtype.names or ()]

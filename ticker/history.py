@@ -11,9 +11,11 @@ import secrets
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from feeds.analytics import Candles, DayStatistics
 from feeds.book import BookEvent, Books
@@ -29,6 +31,19 @@ class TickerRow(msgspec.Struct, frozen=True):
 
     values: Sequence[float]
     ts: int
+
+
+class TickerColumns(msgspec.Struct, frozen=True):
+    """The ticker of several instruments.
+
+    Attributes:
+        values: bid, bid_qty, ask, ask_qty, last, volume, vwap, low, high, change in ticks and lots, and change_pct in
+            percent; int64 or float64, shape ``(m,)`` each. A price may be :data:`feeds.records.MISSING`.
+        ts: int64 ns UTC, shape ``(m,)``.
+    """
+
+    values: tuple[npt.NDArray[Any], ...]
+    ts: I64
 
 
 class History:
@@ -164,18 +179,23 @@ class History:
         self._row_ts[i] = max(int(self._row_ts[i]), event.ts_recv if event.ts_event == MISSING else event.ts_event)
         self.quote_position[i] += 1
 
-    def ticker_rows(self, ids: I32) -> list[TickerRow]:
+    def ticker_columns(self, ids: I32) -> TickerColumns:
         """Return the ticker of each instrument of ``ids`` (int32), in their order."""
         day = self.day.rows(ids, self.ts)
         change = np.where(day.last_px == MISSING, MISSING, day.last_px - day.open)
         # + 0.0: a fall too small to print is 0.00, not -0.00
         change_pct = np.round(100.0 * change / np.where(day.open == 0, 1, day.open), 2) + 0.0
-        columns = (
+        values = (
             self.bid_px[ids], self.bid_qty[ids], self.ask_px[ids], self.ask_qty[ids], day.last_px, day.volume,
             day.vwap, day.low, day.high, change, change_pct,
         )  # fmt: skip
-        values = zip(*[column.tolist() for column in columns], strict=True)
-        return [TickerRow(row, ts) for row, ts in zip(values, self._row_ts[ids].tolist(), strict=True)]
+        return TickerColumns(values, self._row_ts[ids])
+
+    def ticker_rows(self, ids: I32) -> list[TickerRow]:
+        """Return the same as rows of plain numbers."""
+        columns = self.ticker_columns(ids)
+        values = zip(*[column.tolist() for column in columns.values], strict=True)
+        return [TickerRow(row, ts) for row, ts in zip(values, columns.ts.tolist(), strict=True)]
 
     def known(self, instrument: int) -> bool:
         """Whether anything was quoted or traded in this epoch."""

@@ -12,14 +12,15 @@ import msgspec
 import trio
 
 from feeds import clock
-from ticker import wire
-from ticker.broadcast import Lag, Standing, Subscriber, Subscription
+from ticker import binary, wire
+from ticker.broadcast import Standing
 from ticker.codec import rfc3339
 from ticker.errors import Code, RequestError
 from ticker.market import Market
 from ticker.outbox import Outbox
+from ticker.subscriber import Lag, Subscriber, Subscription
 from ticker.subscriptions import Wish, checked_interval, understand
-from ticker.topics import Marks, TopicKey
+from ticker.topics.topic import Marks, TopicKey
 from ticker.wire import Request, Resume, SubscribeParams, UpdateParams
 
 #: A slow consumer is told so this often at most.
@@ -103,7 +104,7 @@ class MarketData:
             standing = self._broadcaster.standing(wish.key, outcome, snapshot=wish.snapshot, resume=after)
             marks[outcome] = standing.mark
             result = {"channel": wish.key.channel, "symbol": symbol, **wish.parameters}
-            ext = _ext(subscription, standing) if self._native else None
+            ext = _ext(subscription, outcome, standing) if self._native else None
             self._client.accept(request, time_in, result, ext)
         if subscription is not None:
             self._broadcaster.begin(subscription, marks)
@@ -258,12 +259,14 @@ class MarketData:
         self._client.send(wire.Message(channel="notice", type="update", data=[row]))
 
 
-def _ext(subscription: Subscription, standing: Standing) -> dict[str, Any]:
+def _ext(subscription: Subscription, listing: int, standing: Standing) -> dict[str, Any]:
     """Return what a native acknowledgement says beside the result."""
     ext: dict[str, Any] = {"sub_id": subscription.id, "epoch": standing.epoch}
     ext |= {"head": standing.head, "oldest": standing.oldest}
     if standing.recovered is not None:
         ext |= {"recovered": standing.recovered, "behind": standing.behind}
+    if subscription.key.packed:
+        ext |= {"listing": listing, "dtype": binary.described(subscription.key.channel)}
     return ext
 
 

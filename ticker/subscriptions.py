@@ -12,7 +12,7 @@ from msgspec import UNSET
 
 from feeds.analytics import Candles
 from ticker.errors import Code, RequestError
-from ticker.topics import Mode, OnSlow, TopicKey
+from ticker.topics.topic import Mode, OnSlow, TopicKey
 from ticker.wire import MAX_ECHO, SubscribeParams
 
 DEPTHS: Final = (10, 25, 100, 500, 1000)
@@ -67,10 +67,12 @@ def understand(params: SubscribeParams, ticker_interval_ms: int, *, native: bool
         return Wish(key, on_slow, symbols, snapshot, {"snapshot": snapshot, **extra})
     mode: Mode = ("batch" if channel == "trade" else "merge") if params.mode is UNSET else params.mode
     on_slow = ("disconnect" if channel == "trade" else "conflate") if params.on_slow is UNSET else params.on_slow
-    quoted = params.numbers == "string"
-    key = TopicKey(channel, variant, _interval_ms(params, ticker_interval_ms, mode), mode, True, quoted)
+    quoted, packed = params.numbers == "string", params.encoding == "struct"
+    if packed and (channel, mode) != ("ticker", "merge"):
+        raise RequestError('encoding "struct" is for ticker in mode merge', Code.INVALID_FIELD, field="encoding")
+    key = TopicKey(channel, variant, _interval_ms(params, ticker_interval_ms, mode), mode, True, quoted, packed)
     extra |= {"interval_ms": key.interval_ms, "mode": mode, "on_slow": on_slow}
-    extra["numbers"] = "string" if quoted else "number"
+    extra |= {"numbers": "string" if quoted else "number", "encoding": "struct" if packed else "json"}
     return Wish(key, on_slow, symbols, snapshot, {"snapshot": snapshot, **extra})
 
 

@@ -59,6 +59,7 @@ class SubscribeParams(msgspec.Struct, frozen=True):
     mode: Literal["merge", "batch", "raw"] | UnsetType = UNSET
     on_slow: Literal["conflate", "drop_oldest", "disconnect"] | UnsetType = UNSET
     numbers: Literal["number", "string"] | UnsetType = UNSET
+    encoding: Literal["json", "struct"] | UnsetType = UNSET
     resume: Resume | UnsetType = UNSET
 
     @property
