@@ -8,6 +8,7 @@ This module must not know sessions, markets or sockets.
 from __future__ import annotations
 
 import json
+import re
 from decimal import Decimal
 from typing import Any, Final, Literal, NoReturn, TypeVar
 
@@ -170,6 +171,7 @@ HEARTBEAT: Final = b'{"channel":"heartbeat"}'
 
 encode = msgspec.json.Encoder(decimal_format="number").encode
 
+_FIELD: Final = re.compile(r"(?:at `\$\.|field `)(\w+)")
 _Params = TypeVar("_Params", bound=msgspec.Struct)
 
 
@@ -198,7 +200,9 @@ def params_of(request: Request, kind: type[_Params]) -> _Params:
     try:
         return msgspec.convert(request.params or {}, kind)
     except msgspec.ValidationError as error:
-        raise RequestError(f"{request.method}: {error}"[:MAX_ECHO], Code.INVALID_FIELD) from None
+        found = _FIELD.search(str(error))
+        text, field = f"{request.method}: {error}"[:MAX_ECHO], found[1] if found else None
+        raise RequestError(text, Code.INVALID_FIELD, field=field) from None
 
 
 def _loads(text: str) -> Any:  # noqa: ANN401 - JSON
