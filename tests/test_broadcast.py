@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from feeds.records import BUY, SELL, Marker
 from tests.scripted import BTC, ETH, START_NS, FakeWire, Tape, open_market, open_outbox
-from ticker.broadcast import Subscriber
-from ticker.errors import RequestError
+from ticker.history import History
 from ticker.market import Market
-from ticker.topics import TopicKey, TradeTopic
+from ticker.subscriber import Lag, Subscriber, Subscription
+from ticker.topics.topic import TopicKey
 
 TICKER = TopicKey("ticker", "bbo", 100)
-EVERY = TopicKey("ticker", "bbo", 0)
-TRADE = TopicKey("trade")
-BOOK = TopicKey("book", 10)
+EVERY = TopicKey("ticker", "bbo", 0, "raw")
+TRADE = TopicKey("trade", mode="raw")
+BOOK = TopicKey("book", 10, mode="raw")
 OHLC = TopicKey("ohlc", 1)
 KEYS = (TICKER, EVERY, TRADE, BOOK, OHLC)
 BTC_USD, ETHUSDT, ETH_USDT = 0, 1, 2
@@ -34,15 +34,30 @@ class Reader:
         self.market = market
         self.wire, self.outbox = open_outbox()
         self.cut_off: list[str] = []
-        self.subscriber = Subscriber(self.outbox, self.cut_off.append)
+        self.lags: list[Lag] = []
+        self.subscriber = Subscriber(self.outbox, self.cut_off.append, lambda _, lag: self.lags.append(lag))
         self.outbox.on_writable = lambda: market.broadcaster.writable(self.subscriber)
         self.tickers: dict[str, Any] = {}
         self.trades: dict[str, list[int]] = defaultdict(list)
         self.books: dict[str, tuple[dict[float, float], dict[float, float]]] = {}
         self.candles: dict[tuple[str, str], Any] = {}
 
+    def having(self, key: TopicKey) -> Subscription | None:
+        return next((s for s in self.subscriber.subscriptions.values() if s.key == key), None)
+
     def subscribe(self, key: TopicKey, *listings: int, snapshot: bool = True) -> None:
-        self.market.broadcaster.subscribe(self.subscriber, key, listings, snapshot=snapshot)
+        broadcaster, had = self.market.broadcaster, self.having(key)
+        on_slow = "disconnect" if key.channel == "trade" else "conflate"
+        subscription = broadcaster.join(
+            self.subscriber, key, listings, on_slow=on_slow, into=None if had is None else had.id
+        )
+        marks = {listing: broadcaster.standing(key, listing, snapshot=snapshot).mark for listing in listings}
+        broadcaster.begin(subscription, marks)
+
+    def unsubscribe(self, key: TopicKey, listing: int) -> None:
+        had = self.having(key)
+        assert had is not None
+        self.market.broadcaster.unsubscribe(had, [listing])
 
     def read(self) -> list[Any]:
         """Take in what arrived and return it."""
@@ -203,7 +218,8 @@ async def test_a_subscriber_that_cannot_be_written_to_is_told_the_newest_state_w
 async def test_a_slow_subscriber_of_a_lossless_channel_gets_every_trade_or_is_cut_off(
     autojump_clock, market, tape, reader, monkeypatch
 ):
-    monkeypatch.setattr(TradeTopic, "RING_BYTES", 2000)
+    monkeypatch.setattr(History, "RING_ROWS", 20)
+    monkeypatch.setattr(History, "SNAPSHOT_TRADES", 5)
     reader.subscribe(TRADE, BTC_USD)
     reader.wire.set_room(0)
     for _ in range(5):
@@ -237,20 +253,12 @@ async def test_a_subscription_changed_in_the_middle_of_a_sweep_loses_nothing(
         await trio.lowlevel.checkpoint()
     assert not readers[5].wire.taken  # the sweep is under way and has not reached the last one
     readers[5].subscribe(TRADE, ETHUSDT, snapshot=False)
-    readers[4].market.broadcaster.unsubscribe(readers[4].subscriber, TRADE, [BTC_USD])
+    readers[4].unsubscribe(TRADE, BTC_USD)
     await settle()
     for reader in readers:
         reader.read()
     assert readers[5].trades == {"BTC/USD": [1]}
     assert readers[4].trades == {}
-
-
-async def test_unsubscribing_from_what_is_not_subscribed_is_refused(autojump_clock, market, reader):
-    with pytest.raises(RequestError, match="Subscription Not Found"):
-        market.broadcaster.unsubscribe(reader.subscriber, TICKER, [BTC_USD])
-    reader.subscribe(TICKER, BTC_USD)
-    with pytest.raises(RequestError, match="Subscription Not Found"):
-        market.broadcaster.unsubscribe(reader.subscriber, TICKER, [ETHUSDT])
 
 
 async def test_nothing_is_kept_for_subscribers_that_left(autojump_clock, market, tape, reader):
@@ -338,9 +346,9 @@ async def run_actions(actions: list[Any]) -> None:
 def toggle(
     market: Market, reader: Reader, starts: dict[Any, int], traded: dict[int, list[int]], key: TopicKey, listing: int
 ) -> None:
-    had = reader.subscriber.subscriptions.get(key)
+    had = reader.having(key)
     if had is not None and listing in had.listings:
-        market.broadcaster.unsubscribe(reader.subscriber, key, [listing])
+        reader.unsubscribe(key, listing)
         starts.pop((key, listing))
         return
     reader.subscribe(key, listing, snapshot=key != TRADE)

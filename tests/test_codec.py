@@ -11,22 +11,16 @@ from feeds.analytics import Candle
 from feeds.instruments import MAX_UNITS, Instrument
 from feeds.records import BUY, MISSING, NO_SIDE, SELL
 from tests.scripted import START_NS, frames
-from ticker.codec import RowCodec, close_frame, fixed, frame, rfc3339
+from ticker.codec import RowCodec, close_frame, fixed, frame, message, rfc3339
 
 UNITS = st.integers(-MAX_UNITS, MAX_UNITS)
 
 
-def text(data: bytes) -> str:
-    ((opcode, payload),) = frames(data)
-    assert opcode == 1
-    return payload.decode()
-
-
-def codec(price_precision: int = 2, qty_precision: int = 8) -> RowCodec:
+def codec(price_precision: int = 2, qty_precision: int = 8, *, quoted: bool = False) -> RowCodec:
     instrument = Instrument(
         symbol="A/B", base="A", quote="B", price_precision=price_precision, qty_precision=qty_precision
     )
-    return RowCodec(instrument, "A/B")
+    return RowCodec(instrument, "A/B", quoted=quoted)
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65535, 65536, 70000])
@@ -62,39 +56,50 @@ def test_a_timestamp_has_microseconds():
 @given(price=UNITS, qty=st.integers(0, MAX_UNITS), precisions=st.tuples(st.integers(0, 9), st.integers(0, 9)))
 def test_rows_print_the_exact_digits_of_their_integers(price, qty, precisions):
     """The row templates divide by a power of ten; up to MAX_UNITS that loses nothing."""
-    rows = json.loads(
-        text(codec(*precisions).trades("update", [(BUY, price, qty, 1, START_NS)])), parse_float=str, parse_int=str
-    )
-    row = rows["data"][0]
+    row = json.loads(codec(*precisions).trade(BUY, price, qty, 1, START_NS), parse_float=str, parse_int=str)
     assert Decimal(row["price"]) == Decimal(price).scaleb(-precisions[0])
     assert row["price"].lstrip("-") == fixed(abs(price), precisions[0])
     assert row["qty"] == fixed(qty, precisions[1])
 
 
-@given(values=st.lists(st.integers(1, MAX_UNITS), min_size=9, max_size=9), change=UNITS)
-def test_the_ticker_template_and_its_slow_twin_say_the_same(values, change):
+@given(values=st.lists(st.integers(1, MAX_UNITS), min_size=9, max_size=9), change=UNITS, quoted=st.booleans())
+def test_the_ticker_template_and_its_slow_twin_say_the_same(values, change, quoted):
     row = (*values, change, -1.25)
-    printer = codec()
-    assert printer.ticker("update", row, "T") == printer._partial_ticker("update", row, "T")
+    printer = codec(quoted=quoted)
+    assert printer.ticker(row, START_NS) == printer._partial_ticker(row, START_NS)
 
 
 def test_a_ticker_without_a_bid_or_a_trade_says_null():
     row = (MISSING, 0, 10012, 5, MISSING, 0, 0.0, MISSING, MISSING, MISSING, 0.0)
-    message = json.loads(text(codec().ticker("snapshot", row, "T")))["data"][0]
-    assert (message["bid"], message["ask"], message["last"]) == (None, 100.12, None)
-    assert [message[key] for key in ("vwap", "low", "high", "change", "change_pct")] == [None] * 5
-    assert message["volume"] == 0
+    printed = json.loads(codec().ticker(row, START_NS))
+    assert (printed["bid"], printed["ask"], printed["last"]) == (None, 100.12, None)
+    assert [printed[key] for key in ("vwap", "low", "high", "change", "change_pct")] == [None] * 5
+    assert printed["volume"] == 0
 
 
 def test_a_volume_beyond_a_doubles_precision_is_printed_exactly():
     volume = 2**60 + 1
     row = (1, 1, 2, 1, 1, volume, 1.0, 1, 1, 0, 0.0)
-    assert f'"volume":{fixed(volume, 8)},' in text(codec().ticker("update", row, "T"))
+    assert f'"volume":{fixed(volume, 8)},' in codec().ticker(row, START_NS)
     candle = Candle(0, 1, 1, 1, 1, volume, 1.0, 3)
-    assert f'"volume":{fixed(volume, 8)},' in text(codec().ohlc("update", [candle], 1, "T"))
+    assert f'"volume":{fixed(volume, 8)},' in codec().candle(candle, 1)
 
 
 def test_sides_are_words_and_an_unknown_side_is_null():
-    rows = [(side, 100, 1, n, START_NS) for n, side in enumerate((BUY, SELL, NO_SIDE))]
-    data = json.loads(text(codec().trades("update", rows)))["data"]
-    assert [row["side"] for row in data] == ["buy", "sell", None]
+    rows = [json.loads(codec().trade(side, 100, 1, 7, START_NS)) for side in (BUY, SELL, NO_SIDE)]
+    assert [row["side"] for row in rows] == ["buy", "sell", None]
+
+
+def test_numbers_can_be_strings():
+    row = json.loads(codec(quoted=True).trade(BUY, 100, 1, 7, START_NS))
+    assert (row["price"], row["qty"], row["trade_id"]) == ("1.00", "0.00000001", 7)
+    book = json.loads(codec(quoted=True).book([(100, 1)], [], 5, START_NS))
+    assert book["bids"] == [{"price": "1.00", "qty": "0.00000001"}]
+
+
+def test_a_message_names_its_channel_and_carries_what_it_is_given():
+    ((opcode, payload),) = frames(message("trade", "update", '{"a":1},{"a":2}', pos='{"n":2}', timestamp="T"))
+    assert opcode == 1
+    assert json.loads(payload) == {
+        "channel": "trade", "type": "update", "timestamp": "T", "pos": {"n": 2}, "data": [{"a": 1}, {"a": 2}],
+    }  # fmt: skip

@@ -7,12 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import trio
 import trio.testing
 
 from feeds.records import BUY, SELL
-from tests.scripted import BTC, ETH, START_NS, FakeWire, Tape, open_market, open_outbox
+from tests.scripted import BTC, ETH, START_NS, FakeWire, Tape, frames, open_market, open_outbox
 from ticker import __version__
 from ticker.market import Market
 from ticker.session import Session, SessionOptions
@@ -23,10 +24,10 @@ GOLDEN = Path(__file__).parent / "golden"
 class Client:
     """A client that speaks to a session directly."""
 
-    def __init__(self, market: Market, **options: Any) -> None:
+    def __init__(self, market: Market, *, native: bool = False, **options: Any) -> None:
         self.wire: FakeWire
         self.wire, self.outbox = open_outbox()
-        self.session = Session(1, self.outbox, market, SessionOptions(**options))
+        self.session = Session(1, self.outbox, market, SessionOptions(**options), native=native)
 
     def ask(self, method: str, **params: Any) -> list[Any]:
         """Send a request and return what comes back at once."""
@@ -58,6 +59,13 @@ def client(market):
 async def settle() -> None:
     await trio.sleep(1)
     await trio.testing.wait_all_tasks_blocked()
+
+
+def compare(name: str, transcript: str) -> None:
+    """Compare with a golden file; UPDATE_GOLDEN=1 writes it anew."""
+    if os.environ.get("UPDATE_GOLDEN"):
+        (GOLDEN / name).write_text(transcript)
+    assert transcript == (GOLDEN / name).read_text()
 
 
 REQUESTS = [
@@ -131,10 +139,7 @@ async def test_every_message_of_the_protocol_is_as_the_golden_transcript_has_it(
     client.session.tell_status("maintenance", 1000)
     note()
     transcript = "\n".join(lines).replace(f'"version":"{__version__}"', '"version":"VERSION"') + "\n"
-    path = GOLDEN / "kraken_v2.txt"
-    if os.environ.get("UPDATE_GOLDEN"):
-        path.write_text(transcript)
-    assert transcript == path.read_text()
+    compare("kraken_v2.txt", transcript)
 
 
 async def test_the_result_of_an_acknowledgement_can_be_sent_back_as_it_is(autojump_clock, market, client):
@@ -207,6 +212,106 @@ async def test_a_session_that_ends_leaves_nothing_behind(autojump_clock, market,
 
 
 async def test_the_slowest_are_told_why_they_are_cut_off(autojump_clock, market, client):
-    client.session._subscriber.cut_off("too far behind")
+    client.session._data._subscriber.cut_off("too far behind")
     client.session.end(1001, "later")
     assert client.session.close == (4008, "too far behind")
+
+
+NATIVE_REQUESTS = [
+    '{"method":"subscribe","params":{"channel":"ticker","symbol":["*"],"event_trigger":"bbo","interval_ms":250},'
+    '"req_id":1}',
+    '{"method":"subscribe","params":{"channel":"trade","symbol":["BTC/USD"],"numbers":"string","snapshot":true},'
+    '"req_id":2}',
+    '{"method":"subscribe","params":{"channel":"book","symbol":["BTC/USD"],"mode":"raw","on_slow":"drop_oldest"},'
+    '"req_id":3}',
+    '{"method":"subscribe","params":{"channel":"ohlc","symbol":["BTC/USD"],"interval_ms":1000},"req_id":4}',
+    '{"method":"subscribe","params":{"channel":"trade","symbol":["ETHUSDT"],"resume":{"epoch":"EPOCH","after":1}},'
+    '"req_id":5}',
+    '{"method":"subscribe","params":{"channel":"ticker","symbol":["ETH/USDT"],"resume":{"epoch":"old","after":1}},'
+    '"req_id":6}',
+    '{"method":"subscribe","params":{"channel":"book","symbol":["ETHUSDT"],"interval_ms":60001},"req_id":7}',
+    '{"method":"subscribe","params":{"channel":"book","symbol":["ETHUSDT"],"mode":"sometimes"},"req_id":8}',
+    '{"method":"subscribe","params":{"channel":"trade","symbol":["ETH/USDT"],"encoding":"struct"},"req_id":9}',
+    '{"method":"update_subscription","params":{"sub_id":1,"interval_ms":100},"req_id":10}',
+    '{"method":"update_subscription","params":{"sub_id":99,"interval_ms":100},"req_id":11}',
+    '{"method":"resync","params":{"channel":"book","symbol":["BTC/USD"]},"req_id":12}',
+    '{"method":"resync","params":{"channel":"book","symbol":["ETHUSDT"]},"req_id":13}',
+    '{"method":"list_subscriptions","req_id":14}',
+]
+
+
+async def test_every_message_of_the_native_profile_is_as_the_golden_transcript_has_it(
+    autojump_clock, market, nursery, monkeypatch
+):
+    monkeypatch.setattr(market.history, "epoch", "c0ffee00")
+    client, tape, lines = Client(market, native=True), Tape(), []
+    nursery.start_soon(client.outbox.run)
+
+    def note() -> None:
+        lines.extend("<- " + payload for payload in client.wire.payloads())
+
+    def happen() -> None:
+        for batch in (
+            tape.quotes((BTC, 1000 + tape.seq, 5, 1100, 20), (ETH, 5, 1, 6, 1)),
+            tape.quotes((BTC, 1001 + tape.seq, 5, 1100, 20)),
+            tape.trades((BTC, BUY, 1001, 10), (ETH, BUY, 6, 1), (ETH, BUY, 7, 1)),
+            tape.levels(BTC, (BUY, 1000 + tape.seq, 5), (SELL, 1100, 7), snapshot=tape.seq < 9),
+        ):
+            market.broadcaster.publish(batch)
+
+    client.session.begin()
+    happen()
+    for request in NATIVE_REQUESTS:
+        lines.append("-> " + request)
+        client.session.receive(request.replace("EPOCH", market.history.epoch))
+        await settle()
+        note()
+    for _ in range(2):
+        lines.append("-- the market moves")
+        happen()
+        await settle()
+        note()
+    lines.append("-- a second")
+    client.session.beat()
+    note()
+    lines.append("-- the socket is clogged for two seconds, and the market moves")
+    client.wire.set_room(0)
+    happen()
+    await settle()
+    happen()
+    await settle()
+    client.wire.set_room(None)
+    await settle()
+    note()
+    compare("native.txt", "\n".join(lines).replace(f'"version":"{__version__}"', '"version":"VERSION"') + "\n")
+
+
+async def test_a_packed_ticker_is_read_with_one_frombuffer(autojump_clock, market):
+    client, tape = Client(market, native=True), Tape()
+    replies = client.ask("subscribe", channel="ticker", symbol=["*"], event_trigger="bbo", encoding="struct")
+    dtype = np.dtype([tuple(field) for field in replies[0]["ext"]["dtype"]])
+    listings = {reply["ext"]["listing"]: reply["result"]["symbol"] for reply in replies}
+    market.broadcaster.publish(tape.quotes((BTC, 1000, 5, 1100, 20), (ETH, 500, 1, 600, 1)))
+    await settle()
+    for bid in (1001, 1002):
+        market.broadcaster.publish(tape.quotes((BTC, bid, 5, 1100, 20)))
+    await settle()
+    first, second = [
+        np.frombuffer(payload, dtype) for opcode, payload in frames(bytes(client.wire.taken)) if opcode == 2
+    ]
+    assert [listings[int(i)] for i in first["listing"]] == ["BTC/USD", "ETHUSDT"]
+    assert first["prev"].tolist() == [-1, -1]
+    assert first["bid"].tolist() == [100.0, 5.0]
+    assert np.isnan(first["price"]).all()
+    assert [second[name].item() for name in ("prev", "last", "n", "conflated", "dropped")] == [1, 3, 1, 1, 0]
+    assert second["bid"].item() == 100.2
+
+
+async def test_plain_clients_know_nothing_of_the_native_profile(autojump_clock, market, client):
+    (reply,) = client.ask(
+        "subscribe", channel="ticker", symbol=["BTC/USD"], interval_ms=5, mode="raw", resume={"epoch": "", "after": 1}
+    )
+    assert "ext" not in reply
+    assert reply["result"] == {"channel": "ticker", "symbol": "BTC/USD", "snapshot": True, "event_trigger": "trades"}
+    for method in ("update_subscription", "resync", "list_subscriptions"):
+        assert client.ask(method)[0]["error"] == f"Unknown method {method}"

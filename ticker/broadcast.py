@@ -14,18 +14,18 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import msgspec
 import trio
 
 from feeds.book import BookEvent
 from feeds.records import Batch, Marker
-from ticker.errors import Code, RequestError
 from ticker.history import History
 from ticker.listings import Listings
-from ticker.outbox import Outbox
-from ticker.topics import NOTHING, TOPICS, Flush, LostError, Mark, Topic, TopicKey
+from ticker.subscriber import Channel, Group, Lag, Subscriber, Subscription
+from ticker.topics import open_topic
+from ticker.topics.topic import EMPTY, NOTHING, LostError, Mark, Marks, OnSlow, TopicKey
 
 #: A sweep lets other tasks run when it has worked for this long: orders do not wait behind it.
 SLICE_S = 0.001
@@ -33,87 +33,24 @@ SLICE_S = 0.001
 CHUNK = 32
 
 
-class Subscriber:
-    """One connection as the broadcaster sees it.
+class Standing(msgspec.Struct, frozen=True):
+    """Where a new subscription to a listing begins.
 
     Attributes:
-        outbox: Where its frames go.
-        subscriptions: By topic key.
+        mark: Its mark.
+        epoch: The numbering.
+        head: Position of the stream.
+        oldest: From which position on every event could be told.
+        recovered: Whether a resumed subscriber goes on without a hole; None if it did not ask.
+        behind: How many events it has missed, if it goes on.
     """
 
-    __slots__ = ("cut_off", "outbox", "subscriptions")
-
-    def __init__(self, outbox: Outbox, cut_off: Callable[[str], None]) -> None:
-        self.outbox = outbox
-        self.cut_off = cut_off
-        self.subscriptions: dict[TopicKey, Subscription] = {}
-
-
-class Subscription:
-    """What one subscriber wants of one topic.
-
-    Attributes:
-        listings: All of them.
-        group: In step: the group that it is sent with. None out of step.
-        marks: Out of step: where it stopped, by listing.
-        swept: Number of the last sweep that it needs nothing of any more.
-    """
-
-    __slots__ = ("group", "listings", "marks", "offer", "subscriber", "swept")
-
-    def __init__(self, subscriber: Subscriber) -> None:
-        self.subscriber = subscriber
-        self.offer = subscriber.outbox.offer
-        self.listings: frozenset[int] = frozenset()
-        self.group: Group | None = None
-        self.marks: dict[int, Mark] = {}
-        self.swept = 0
-
-
-class Group:
-    """Subscriptions of one topic with the same listings, all in step."""
-
-    __slots__ = ("listings", "members")
-
-    def __init__(self, listings: frozenset[int]) -> None:
-        self.listings = listings
-        self.members: dict[Subscription, None] = {}
-
-    def join(self, frames: dict[int, bytes]) -> bytes:
-        """Return the frames that concern this group, as one buffer."""
-        if len(self.listings) < len(frames):
-            return b"".join([frames[listing] for listing in sorted(self.listings & frames.keys())])
-        return b"".join([frame for listing, frame in frames.items() if listing in self.listings])
-
-
-class Channel:
-    """A topic with its groups and its timing.
-
-    Attributes:
-        groups: Subscriptions in step, by their listings.
-        waiting: Newcomers that the next flush must not reach: it tells what their snapshot already says.
-        subscriptions: How many there are, in step or not.
-        sweep: Number of the last sweep.
-        flush: What is being sent by a sweep at the moment.
-        due: Monotonic time (s) from which it may be flushed.
-        dirty_since: Monotonic time (s) of the first event that waits to be flushed.
-    """
-
-    def __init__(self, topic: Topic) -> None:
-        self.topic = topic
-        self.groups: dict[frozenset[int], Group] = {}
-        self.waiting: list[Subscription] = []
-        self.subscriptions = 0
-        self.sweep = 0
-        self.flush: Flush | None = None
-        self.interval = topic.key.interval_ms / 1000
-        self.due = -math.inf
-        self.dirty_since = math.inf
-
-    def flushed(self, now: float) -> None:
-        """Reckon the next flush from when this one was due, so that lateness does not add up."""
-        started = self.due if now - self.due < self.interval else now
-        self.due = started + self.interval
+    mark: Mark | None
+    epoch: str
+    head: int
+    oldest: int
+    recovered: bool | None
+    behind: int
 
 
 class BroadcastStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,6 +93,9 @@ class Broadcaster:
         self._listings = listings
         self._channels: dict[TopicKey, Channel] = {}
         self._published = trio.Event()
+        self._idle = trio.Event()
+        self._hurry = False
+        self.published_at = -math.inf
         self._late: deque[float] = deque(maxlen=4096)
         self._counts = dict.fromkeys(("batches", "events", "sweeps", "buffers", "fallen_behind", "cut_off"), 0)
         self._heard = heard
@@ -171,22 +111,31 @@ class Broadcaster:
             self._history.apply(piece, self._book_changed)
             for channel in self._channels.values():
                 channel.topic.applied(piece)
-        now = trio.current_time()
+        now = self.published_at = trio.current_time()
         for channel in self._channels.values():
             if channel.topic.dirty:
                 channel.dirty_since = min(channel.dirty_since, now)
         self._published.set()
         self._published = trio.Event()
 
+    async def settle(self) -> None:
+        """Have everything that has happened told to all who can be written to, whatever their intervals."""
+        self._hurry = True
+        while any(channel.topic.dirty or channel.flush is not None for channel in self._channels.values()):
+            self._published.set()
+            self._published = trio.Event()
+            await self._idle.wait()
+        self._hurry = False
+
     def mark(self, marker: Marker) -> None:
-        """Take in a marker: a new epoch is told to everybody as a snapshot."""
+        """Take in a marker: a new epoch is told to everybody as a snapshot. What was not told yet is gone."""
         self._history.mark(marker)
         if marker.kind == "epoch":
             for channel in self._channels.values():
                 channel.topic.reset()
 
     def _every_ticker_event(self) -> bool:
-        return any(key.channel == "ticker" and not key.interval_ms for key in self._channels)
+        return any(key.channel in ("ticker", "ohlc") and key.mode != "merge" for key in self._channels)
 
     def _book_changed(self, event: BookEvent) -> None:
         for channel in self._channels.values():
@@ -194,105 +143,182 @@ class Broadcaster:
 
     # Who is told
 
-    def subscribe(self, subscriber: Subscriber, key: TopicKey, listings: Iterable[int], *, snapshot: bool) -> None:
-        """Begin to tell a subscriber about listings.
+    def join(
+        self,
+        subscriber: Subscriber,
+        key: TopicKey,
+        listings: Iterable[int],
+        *,
+        on_slow: OnSlow,
+        into: int | None = None,
+    ) -> Subscription:
+        """Add listings to a subscription; nothing is told before :meth:`begin`.
 
         Args:
             subscriber: Who.
             key: Which topic.
             listings: Listings that it does not have under this key yet.
-            snapshot: Whether the present state is told first; else only what changes from now on.
+            on_slow: What becomes of events that it does not take in time.
+            into: Number of a subscription of this key that is to have them too; None makes a new one.
         """
-        channel = self._channels.get(key)
-        if channel is None:
-            topic = TOPICS[key.channel](key, self._history, self._listings)
-            channel = self._channels[key] = Channel(topic)
-        subscription = subscriber.subscriptions.get(key)
-        if subscription is None:
-            channel.subscriptions += 1
-            subscription = subscriber.subscriptions[key] = Subscription(subscriber)
+        channel = self._channel(key)
         added = frozenset(listings)
         channel.topic.acquire(added)
-        self._leave(channel, subscription)
+        if into is None:
+            subscription = Subscription(subscriber, next(subscriber.numbers), key, on_slow)
+            subscriber.subscriptions[subscription.id] = subscription
+            channel.subscriptions += 1
+        else:
+            subscription = subscriber.subscriptions[into]
+            self._leave(channel, subscription)
         subscription.listings |= added
-        for listing in sorted(added):
-            subscription.marks[listing] = NOTHING if snapshot else channel.topic.mark(listing)
+        return subscription
+
+    def standing(
+        self, key: TopicKey, listing: int, *, snapshot: bool, resume: tuple[str, int] | None = None
+    ) -> Standing:
+        """Return where a subscriber that has joined a listing begins.
+
+        Args:
+            key: The topic.
+            listing: The listing.
+            snapshot: Whether the present state is told first; else only what changes from now on.
+            resume: Epoch and position up to which it says that it knows the stream.
+        """
+        topic, epoch = self._channels[key].topic, self._history.epoch
+        told = topic.mark(listing)
+        mark = NOTHING if snapshot else told
+        if resume is None:
+            return Standing(mark, epoch, told.position, topic.oldest(listing), None, 0)
+        resumed = topic.resumed(listing, resume[1]) if resume[0] == epoch else None
+        if resumed is None:
+            return Standing(NOTHING, epoch, told.position, topic.oldest(listing), False, 0)
+        behind = told.position - resumed.position
+        return Standing(resumed, epoch, told.position, topic.oldest(listing), True, behind)
+
+    def begin(self, subscription: Subscription, marks: Marks) -> None:
+        """Tell a subscription that has joined what its marks lack, and from then on what happens."""
+        channel = self._channels[subscription.key]
+        subscription.marks |= marks
         if channel.topic.dirty and not channel.interval:
-            channel.waiting.append(subscription)
+            channel.waiting[subscription] = None
         else:
             self._bring_in_step(channel, subscription)
         self._heard.set()
 
-    def unsubscribe(self, subscriber: Subscriber, key: TopicKey, listings: Iterable[int]) -> None:
-        """Stop telling a subscriber about listings that it has.
+    def retune(self, subscription: Subscription, key: TopicKey) -> None:
+        """Move a subscription to the same topic with another interval; it loses nothing and is told nothing twice."""
+        old, new = self._channels[subscription.key], self._channel(key)
+        if old is new:
+            return
+        self._leave(old, subscription)
+        new.topic.acquire(subscription.listings, donor=old.topic)
+        self._drop(old, subscription, subscription.listings)
+        new.subscriptions += 1
+        subscription.key = key
+        self.begin(subscription, {})
 
-        Raises:
-            RequestError: It does not have one of them.
-        """
-        subscription = subscriber.subscriptions.get(key)
-        removed = frozenset(listings)
-        if subscription is None or not removed <= subscription.listings:
-            raise RequestError("Subscription Not Found", Code.NOT_SUBSCRIBED)
-        channel = self._channels[key]
+    def resync(self, subscription: Subscription, listing: int) -> None:
+        """Tell a subscription the present state of a listing as a snapshot."""
+        self._leave(self._channels[subscription.key], subscription)
+        self.begin(subscription, {listing: NOTHING})
+
+    def unsubscribe(self, subscription: Subscription, listings: Iterable[int]) -> None:
+        """Stop telling a subscription about listings that it has; without any left it ends."""
+        channel, removed = self._channels[subscription.key], frozenset(listings)
         self._leave(channel, subscription)
         subscription.listings -= removed
         for listing in removed:
             del subscription.marks[listing]
-        channel.topic.release(removed)
         if subscription.listings:
-            self._bring_in_step(channel, subscription)
-            return
-        del subscriber.subscriptions[key]
+            channel.topic.release(removed)
+            self.begin(subscription, {})
+        else:
+            del subscription.subscriber.subscriptions[subscription.id]
+            channel.ended.add_all(subscription.totals())
+            self._drop(channel, subscription, removed)
+
+    def _drop(self, channel: Channel, subscription: Subscription, listings: frozenset[int]) -> None:
+        """Forget a subscription that is in no group of a channel any more."""
+        channel.topic.release(listings)
+        channel.waiting.pop(subscription, None)
         channel.subscriptions -= 1
         if not channel.subscriptions:
-            del self._channels[key]
+            del self._channels[channel.topic.key]
 
     def remove(self, subscriber: Subscriber) -> None:
         """Forget a subscriber whose connection has ended."""
-        for key, subscription in list(subscriber.subscriptions.items()):
-            self.unsubscribe(subscriber, key, subscription.listings)
+        for subscription in list(subscriber.subscriptions.values()):
+            self.unsubscribe(subscription, subscription.listings)
 
     def writable(self, subscriber: Subscriber) -> None:
         """A subscriber's socket takes bytes again: tell it what it missed."""
-        for key, subscription in list(subscriber.subscriptions.items()):
-            channel = self._channels[key]
+        for subscription in list(subscriber.subscriptions.values()):
+            channel = self._channels[subscription.key]
             if subscription.group is None and subscription not in channel.waiting:
                 self._bring_in_step(channel, subscription)
+
+    def position(self, subscription: Subscription) -> int:
+        """Return the sum of the positions up to which a subscription knows its listings."""
+        if subscription.group is not None:
+            return self._channels[subscription.key].topic.told(subscription.listings)
+        return sum(mark.position for mark in subscription.marks.values() if mark is not None)
+
+    def _channel(self, key: TopicKey) -> Channel:
+        channel = self._channels.get(key)
+        if channel is None:
+            channel = self._channels[key] = Channel(open_topic(key, self._history, self._listings))
+        return channel
 
     def _leave(self, channel: Channel, subscription: Subscription) -> None:
         """Take a subscription out of its group and note where it stands.
 
         In the middle of a sweep that has not reached it, it stands before that flush.
         """
-        group, subscription.group = subscription.group, None
+        group = subscription.group
+        channel.waiting.pop(subscription, None)
         if group is None:
             return
-        del group.members[subscription]
-        if not group.members:
-            del channel.groups[group.listings]
-        marks = {listing: channel.topic.mark(listing) for listing in group.listings}
-        if channel.flush is not None and subscription.swept != channel.sweep:
+        marks: Marks = {listing: channel.topic.mark(listing) for listing in group.listings}
+        untold = channel.flush is not None and subscription.swept != channel.sweep
+        if channel.flush is not None and untold:
             before = channel.flush.before
             marks.update((listing, before[listing]) for listing in marks.keys() & before.keys())
+        subscription.leave(group.flushed if untold else EMPTY)
         subscription.marks = marks
+        if not group.members:
+            del channel.groups[group.listings]
 
     def _bring_in_step(self, channel: Channel, subscription: Subscription) -> None:
         """Tell a subscription what it was not told; once that is everything, it joins its group."""
-        while subscription.marks:
+        before = subscription.totals()
+        complete = ahead = False
+        while not complete:
             try:
-                buffer, rest = channel.topic.catch_up(subscription.marks)
+                part = channel.topic.catch_up(subscription.marks, subscription.on_slow)
             except LostError as error:
                 self._counts["cut_off"] += 1
                 subscription.subscriber.cut_off(str(error))
                 return
-            if buffer and not subscription.offer(buffer):
+            if part.piece.data and not subscription.offer(channel.topic.enclosed(part.piece.data)):
+                if math.isnan(subscription.behind_since):
+                    subscription.behind_since = trio.current_time()
                 return  # the outbox calls again when the socket is writable
-            subscription.marks = rest
+            subscription.count(part.piece)
+            subscription.marks, complete, ahead = part.marks, part.complete, part.ahead
+        if not math.isnan(subscription.behind_since):
+            since, subscription.behind_since = subscription.behind_since, math.nan
+            now = subscription.totals()
+            lag = Lag(since, now.conflated - before.conflated, now.dropped - before.dropped)
+            subscription.subscriber.caught_up(subscription, lag)
+        if ahead:
+            channel.waiting[subscription] = None
+            return
         group = channel.groups.get(subscription.listings)
         if group is None:
             group = channel.groups[subscription.listings] = Group(subscription.listings)
-        group.members[subscription] = None
-        subscription.group, subscription.swept = group, channel.sweep
+        subscription.enter(group)
+        subscription.swept = channel.sweep
 
     # When
 
@@ -302,12 +328,14 @@ class Broadcaster:
             published = self._published
             now = trio.current_time()
             dirty = [channel for channel in self._channels.values() if channel.topic.dirty]
-            due = [channel for channel in dirty if channel.due <= now]
+            due = [channel for channel in dirty if channel.due <= now or self._hurry]
             for channel in due:
                 await self._sweep(channel)
             if due:
                 await trio.lowlevel.checkpoint()
             else:
+                self._idle.set()
+                self._idle = trio.Event()
                 with trio.move_on_at(min((channel.due for channel in dirty), default=math.inf)):
                     await published.wait()
 
@@ -318,32 +346,38 @@ class Broadcaster:
         flush = channel.flush = channel.topic.collect()
         channel.sweep += 1
         channel.flushed(now)
-        buffers = [(group, group.join(flush.frames), list(group.members)) for group in channel.groups.values()]
+        plan = []
+        for group in channel.groups.values():
+            piece = group.flushed = group.join(flush.pieces)
+            group.totals.add(piece)
+            if piece.data:
+                group.told_at = now
+                plan.append((group, channel.topic.enclosed(piece.data), list(group.members)))
         slice_end = time.perf_counter() + SLICE_S
-        for group, buffer, members in buffers:
-            for start in range(0, len(members) if buffer else 0, CHUNK):
-                self._send(channel, group, buffer, members[start : start + CHUNK])
+        for group, data, members in plan:
+            for start in range(0, len(members), CHUNK):
+                self._send(channel, group, data, members[start : start + CHUNK])
                 if time.perf_counter() > slice_end:
                     await trio.lowlevel.checkpoint()
                     slice_end = time.perf_counter() + SLICE_S
         channel.flush = None
-        waiting, channel.waiting = channel.waiting, []
+        waiting, channel.waiting = channel.waiting, {}
         for subscription in waiting:
-            if subscription.listings:
-                self._bring_in_step(channel, subscription)
+            self._bring_in_step(channel, subscription)
         self._counts["sweeps"] += 1
         self._late.append(trio.current_time() - was_due)
 
-    def _send(self, channel: Channel, group: Group, buffer: bytes, members: list[Subscription]) -> None:
+    def _send(self, channel: Channel, group: Group, data: bytes, members: list[Subscription]) -> None:
         sweep = channel.sweep
         sent = 0
         for member in members:
             if member.swept == sweep or member.group is not group:
                 continue  # it changed or ended its subscription while the sweep let others run
-            if member.offer(buffer):
+            if member.offer(data):
                 sent += 1
             else:
                 self._leave(channel, member)
+                member.behind_since = trio.current_time()
                 self._counts["fallen_behind"] += 1
             member.swept = sweep
         self._counts["buffers"] += sent

@@ -6,7 +6,7 @@ everybody, before the next one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -22,7 +22,9 @@ def open_bus() -> tuple[trio.MemorySendChannel[Event], trio.MemoryReceiveChannel
 
 
 async def pump(
-    bus: trio.MemoryReceiveChannel[Event], on_batch: Callable[[Batch], None], on_marker: Callable[[Marker], None]
+    bus: trio.MemoryReceiveChannel[Event],
+    on_batch: Callable[[Batch], None],
+    on_marker: Callable[[Marker], Awaitable[None]],
 ) -> None:
     """Hand every event on, in order, until all feeds have closed their end."""
     async with bus:
@@ -30,5 +32,5 @@ async def pump(
             if isinstance(event, Batch):
                 on_batch(event)
             else:
-                on_marker(event)
+                await on_marker(event)
             await trio.lowlevel.checkpoint()

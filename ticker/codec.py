@@ -61,24 +61,44 @@ def rfc3339(ns: int) -> str:
     return f"{_second(seconds)}.{rest // 1000:06d}Z"
 
 
+def message(channel: str, kind: str, rows: str, *, pos: str = "", timestamp: str = "") -> bytes:
+    """Return the frame of a market data message.
+
+    Args:
+        channel: Its name.
+        kind: ``snapshot`` or ``update``.
+        rows: JSON objects, joined with commas.
+        pos: The native profile's accounting, as JSON; empty for plain clients.
+        timestamp: RFC 3339, where the message carries one itself.
+    """
+    head = f'{{"channel":"{channel}","type":"{kind}",'
+    if timestamp:
+        head += f'"timestamp":"{timestamp}",'
+    if pos:
+        head += f'"pos":{pos},'
+    return frame(f'{head}"data":[{rows}]}}'.encode())
+
+
 class RowCodec:
     """Prints the rows of one instrument under one name (its symbol or an alias).
 
     Args:
         instrument: Gives the decimals.
         name: What the rows say in ``symbol``.
+        quoted: Whether prices and quantities are strings (``numbers: "string"`` of the native profile).
     """
 
-    def __init__(self, instrument: Instrument, name: str) -> None:
+    def __init__(self, instrument: Instrument, name: str, *, quoted: bool = False) -> None:
         self.name = name
         self._price_precision, self._qty_precision = instrument.price_precision, instrument.qty_precision
         self._price_scale, self._qty_scale = instrument.price_scale, instrument.qty_scale
-        px, qty = f"%.{instrument.price_precision}f", f"%.{instrument.qty_precision}f"
+        self._quote = quote = '"' if quoted else ""
+        px = f"{quote}%.{instrument.price_precision}f{quote}"
+        qty = f"{quote}%.{instrument.qty_precision}f{quote}"
         head = f'{{"symbol":"{name}",'
         self._ticker = (
-            f'{{"channel":"ticker","type":"%s","data":[{head}"bid":{px},"bid_qty":{qty},"ask":{px},"ask_qty":{qty},'
-            f'"last":{px},"volume":{qty},"vwap":{px},"low":{px},"high":{px},"change":{px},"change_pct":%.2f,'
-            '"timestamp":"%s"}]}'
+            f'{head}"bid":{px},"bid_qty":{qty},"ask":{px},"ask_qty":{qty},"last":{px},"volume":{qty},"vwap":{px},'
+            f'"low":{px},"high":{px},"change":{px},"change_pct":{quote}%.2f{quote},"timestamp":"%s"}}'
         )
         self._trade = f'{head}"side":%s,"price":{px},"qty":{qty},"ord_type":"market","trade_id":%d,"timestamp":"%s"}}'
         self._level = f'{{"price":{px},"qty":{qty}}}'
@@ -89,89 +109,58 @@ class RowCodec:
 
     def price(self, ticks: int) -> str:
         """Return a price as JSON: a fixed-point number, or null where there is none."""
-        return "null" if ticks == MISSING else fixed(ticks, self._price_precision)
+        return "null" if ticks == MISSING else f"{self._quote}{fixed(ticks, self._price_precision)}{self._quote}"
 
     def qty(self, lots: int) -> str:
         """Return a quantity as JSON."""
-        return fixed(lots, self._qty_precision)
+        return f"{self._quote}{fixed(lots, self._qty_precision)}{self._quote}"
 
-    def ticker(self, kind: str, row: Sequence[float], timestamp: str) -> bytes:
-        """Return the frame of a ticker message.
+    def ticker(self, row: Sequence[float], ts: int) -> str:
+        """Return a ticker row.
 
         Args:
-            kind: ``snapshot`` or ``update``.
             row: bid, bid_qty, ask, ask_qty, last, volume, vwap, low, high, change in ticks and lots, and change_pct
                 in percent. A price may be :data:`feeds.records.MISSING`.
-            timestamp: RFC 3339.
+            ts: int ns UTC.
         """
         p, q = self._price_scale, self._qty_scale
         bid, bid_qty, ask, ask_qty, last, volume, vwap, low, high, change, change_pct = row
         if MISSING in (bid, ask, last) or volume > MAX_UNITS:
-            return self._partial_ticker(kind, row, timestamp)
-        text = self._ticker % (
-            kind, bid / p, bid_qty / q, ask / p, ask_qty / q, last / p, volume / q, vwap / p, low / p, high / p,
-            change / p, change_pct, timestamp,
+            return self._partial_ticker(row, ts)
+        return self._ticker % (
+            bid / p, bid_qty / q, ask / p, ask_qty / q, last / p, volume / q, vwap / p, low / p, high / p,
+            change / p, change_pct, rfc3339(ts),
         )  # fmt: skip
-        return frame(text.encode())
 
-    def _partial_ticker(self, kind: str, row: Sequence[float], timestamp: str) -> bytes:
-        """The same message where a side is empty, nothing was traded yet, or a sum outgrew a double."""
+    def _partial_ticker(self, row: Sequence[float], ts: int) -> str:
+        """The same row where a side is empty, nothing was traded yet, or a sum outgrew a double."""
         bid, bid_qty, ask, ask_qty, last, volume, vwap, low, high, change, change_pct = row
         untraded = last == MISSING
         prices = [self.price(int(v)) for v in (bid, ask, last)]
         rest = ["null"] * 4 if untraded else [self.price(round(v)) for v in (vwap, low, high, change)]
-        text = (
-            f'{{"channel":"ticker","type":"{kind}","data":[{{"symbol":"{self.name}","bid":{prices[0]},'
-            f'"bid_qty":{self.qty(int(bid_qty))},"ask":{prices[1]},"ask_qty":{self.qty(int(ask_qty))},'
-            f'"last":{prices[2]},"volume":{self.qty(int(volume))},"vwap":{rest[0]},"low":{rest[1]},"high":{rest[2]},'
-            f'"change":{rest[3]},"change_pct":{"null" if untraded else f"{change_pct:.2f}"},'
-            f'"timestamp":"{timestamp}"}}]}}'
+        percent = "null" if untraded else f"{self._quote}{change_pct:.2f}{self._quote}"
+        return (
+            f'{{"symbol":"{self.name}","bid":{prices[0]},"bid_qty":{self.qty(int(bid_qty))},"ask":{prices[1]},'
+            f'"ask_qty":{self.qty(int(ask_qty))},"last":{prices[2]},"volume":{self.qty(int(volume))},"vwap":{rest[0]},'
+            f'"low":{rest[1]},"high":{rest[2]},"change":{rest[3]},"change_pct":{percent},"timestamp":"{rfc3339(ts)}"}}'
         )
-        return frame(text.encode())
 
-    def trades(self, kind: str, rows: Iterable[tuple[int, int, int, int, int]]) -> bytes:
-        """Return the frame of a trade message.
+    def trade(self, side: int, price: int, qty: int, trade_id: int, ts: int) -> str:
+        """Return a trade row: aggressor's side, ticks, lots, id, int ns UTC. An unknown side prints as null."""
+        return self._trade % (_SIDES[side], price / self._price_scale, qty / self._qty_scale, trade_id, rfc3339(ts))
 
-        Args:
-            kind: ``snapshot`` or ``update``.
-            rows: (side, price ticks, qty lots, trade_id, time ns), oldest first. An unknown side prints as null.
-        """
-        p, q, row = self._price_scale, self._qty_scale, self._trade
-        data = ",".join(
-            [row % (_SIDES[side], price / p, qty / q, tid, rfc3339(ts)) for side, price, qty, tid, ts in rows]
-        )
-        return frame(f'{{"channel":"trade","type":"{kind}","data":[{data}]}}'.encode())
-
-    def book(
-        self,
-        kind: str,
-        bids: Iterable[tuple[int, int]],
-        asks: Iterable[tuple[int, int]],
-        checksum: int,
-        timestamp: str,
-    ) -> bytes:
-        """Return the frame of a book message; levels are (price ticks, qty lots), quantity 0 deletes."""
+    def book(self, bids: Iterable[tuple[int, int]], asks: Iterable[tuple[int, int]], checksum: int, ts: int) -> str:
+        """Return a book row; levels are (price ticks, qty lots), quantity 0 deletes; ``ts`` int ns UTC."""
         p, q, level = self._price_scale, self._qty_scale, self._level
         bid_text = ",".join([level % (price / p, qty / q) for price, qty in bids])
         ask_text = ",".join([level % (price / p, qty / q) for price, qty in asks])
-        return frame(
-            f'{{"channel":"book","type":"{kind}","data":[{{"symbol":"{self.name}","bids":[{bid_text}],'
-            f'"asks":[{ask_text}],"checksum":{checksum},"timestamp":"{timestamp}"}}]}}'.encode()
+        return (
+            f'{{"symbol":"{self.name}","bids":[{bid_text}],"asks":[{ask_text}],"checksum":{checksum},'
+            f'"timestamp":"{rfc3339(ts)}"}}'
         )
 
-    def ohlc(self, kind: str, candles: Iterable[Candle], minutes: int, timestamp: str) -> bytes:
-        """Return the frame of an ohlc message.
-
-        Args:
-            kind: ``snapshot`` or ``update``.
-            candles: Oldest first.
-            minutes: Length of a candle.
-            timestamp: RFC 3339 of the message, beside ``data`` as Kraken has it.
-        """
-        rows = ",".join([self._candle(candle, minutes) for candle in candles])
-        return frame(f'{{"channel":"ohlc","type":"{kind}","timestamp":"{timestamp}","data":[{rows}]}}'.encode())
-
-    def _candle(self, candle: Candle, minutes: int) -> str:
+    def candle(self, candle: Candle, minutes: int) -> str:
+        """Return an ohlc row of a candle of ``minutes``."""
         p = self._price_scale
         return self._ohlc % (
             candle.open / p, candle.high / p, candle.low / p, candle.close / p, candle.vwap / p, candle.trades,

@@ -30,8 +30,14 @@ class Code(enum.IntEnum):
     DUPLICATE_CL_ORD_ID = 3103
     TOO_MANY_ORDERS = 3104
     NO_MARKET = 3105
+    SLOW_CONSUMER = 2301
     RATE_LIMITED = 5001
     BUSY = 5002
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same request may succeed a little later."""
+        return self in (Code.RATE_LIMITED, Code.BUSY)
 
 
 class RequestError(Exception):
@@ -41,13 +47,25 @@ class RequestError(Exception):
         text: The reply's ``error``, in Kraken's words where Kraken has any.
         code: Which refusal it is, for machines.
         symbol: The symbol that it concerns, if one.
+        field: The parameter that it concerns, if one.
+        retry_after_ms: When it is worth trying again, if that is known.
     """
 
-    def __init__(self, text: str, code: Code, *, symbol: str | None = None) -> None:
+    def __init__(
+        self,
+        text: str,
+        code: Code,
+        *,
+        symbol: str | None = None,
+        field: str | None = None,
+        retry_after_ms: int | None = None,
+    ) -> None:
         super().__init__(text)
         self.text = text
         self.code = code
         self.symbol = symbol
+        self.field = field
+        self.retry_after_ms = retry_after_ms
 
 
 class ProtocolViolation(Exception):

@@ -10,17 +10,17 @@ from __future__ import annotations
 import secrets
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from feeds.analytics import Candles, DayStatistics
 from feeds.book import BookEvent, Books
 from feeds.instruments import Instruments
 from feeds.records import I32, I64, MISSING, Batch, Levels, Marker, Quotes, Trades
-
-#: How many trades a trade snapshot has (Kraken's number).
-SNAPSHOT_TRADES = 50
 
 #: A trade as a snapshot shows it: side, price ticks, qty lots, trade id, time ns.
 Print = tuple[int, int, int, int, int]
@@ -33,6 +33,19 @@ class TickerRow(msgspec.Struct, frozen=True):
     ts: int
 
 
+class TickerColumns(msgspec.Struct, frozen=True):
+    """The ticker of several instruments.
+
+    Attributes:
+        values: bid, bid_qty, ask, ask_qty, last, volume, vwap, low, high, change in ticks and lots, and change_pct in
+            percent; int64 or float64, shape ``(m,)`` each. A price may be :data:`feeds.records.MISSING`.
+        ts: int64 ns UTC, shape ``(m,)``.
+    """
+
+    values: tuple[npt.NDArray[Any], ...]
+    ts: I64
+
+
 class History:
     """Last state and positions of every stream of a market.
 
@@ -41,13 +54,21 @@ class History:
         epoch: Names the current numbering; changes whenever numbering begins anew.
         ts: Market time of the last batch, int ns UTC; 0 before the first.
         trade_position: int64, shape ``(n,)``: trades so far in this epoch.
+        candle_position: int64, shape ``(n,)``: those of them that count for candles, which zero-size prints do not.
+        book_position: int64, shape ``(n,)``: changes of the book so far in this epoch.
         quote_position: int64, shape ``(n,)``: changes of the best bid or offer so far in this epoch.
         bid_px, bid_qty, ask_px, ask_qty: int64, shape ``(n,)``: best bid and offer, ticks and lots.
         day: 24-hour statistics.
         candles: Candles of all intervals.
         books: Order books.
         ended: Whether the feed has said that nothing follows.
+        gap: Whether events were lost and nothing has come since.
     """
+
+    #: How many trades a trade snapshot has (Kraken's number), and how many are kept of any instrument that has them.
+    SNAPSHOT_TRADES = 50
+    #: How many trades of all instruments together are kept for those who missed them; some 50 MB.
+    RING_ROWS = 200_000
 
     def __init__(self, instruments: Instruments) -> None:
         n = len(instruments)
@@ -56,25 +77,32 @@ class History:
         self.candles = Candles(n)
         self.books = Books()
         self.trade_position = np.zeros(n, np.int64)
+        self.candle_position = np.zeros(n, np.int64)
         self.quote_position = np.zeros(n, np.int64)
+        self.book_position = np.zeros(n, np.int64)
         self.bid_px, self.ask_px = np.empty(n, np.int64), np.empty(n, np.int64)
         self.bid_qty, self.ask_qty = np.empty(n, np.int64), np.empty(n, np.int64)
         self._row_ts = np.zeros(n, np.int64)
         self._quoted = np.zeros(n, np.bool_)  # has quotes of its own: its book does not stand in for them
-        self._prints: dict[int, deque[Print]] = defaultdict(lambda: deque(maxlen=SNAPSHOT_TRADES))
+        self._prints: dict[int, deque[Print]] = defaultdict(deque)
+        self._print_order: deque[int] = deque()  # the instrument of each print kept, oldest first
         self.epoch = ""
         self.ts = 0
         self.ended = False
+        self.gap = False
         self._begin()
 
     def _begin(self) -> None:
         self.epoch = secrets.token_hex(4)
-        self.ended = False
+        self.ended = self.gap = False
         self.day.reset()
         self.candles.reset()
         self.books.reset()
         self._prints.clear()
-        for array in (self.trade_position, self.quote_position, self.bid_qty, self.ask_qty, self._row_ts):
+        self._print_order.clear()
+        for position in (self.trade_position, self.candle_position, self.quote_position, self.book_position):
+            position[:] = 0
+        for array in (self.bid_qty, self.ask_qty, self._row_ts):
             array[:] = 0
         self.bid_px[:] = MISSING
         self.ask_px[:] = MISSING
@@ -85,6 +113,7 @@ class History:
             self._begin()
         elif marker.kind == "gap":
             self.books.mark_stale()
+            self.gap = True
         else:
             self.ended = True
 
@@ -96,6 +125,7 @@ class History:
             on_book: Called after every book event, while the book shows exactly the state after it.
         """
         self.ts = batch.ts
+        self.gap = False
         if len(batch.trades):
             self._apply_trades(batch.trades)
         if len(batch.quotes):
@@ -110,9 +140,15 @@ class History:
         self.trade_position += np.bincount(trades.instrument, minlength=len(self.instruments))
         # np.maximum.at, not assignment: event times may run backwards and ids repeat.
         np.maximum.at(self._row_ts, trades.instrument, times)
-        last = trades if len(trades) < _MANY_TRADES else trades.take(_last_rows(trades.instrument, SNAPSHOT_TRADES))
-        for i, *print_ in prints(last):
+        traded = trades.instrument[trades.qty > 0]
+        self.candle_position += np.bincount(traded, minlength=len(self.instruments))
+        for i, *print_ in prints(trades):
             self._prints[i].append(tuple(print_))  # type: ignore[arg-type]
+            self._print_order.append(i)
+        while len(self._print_order) > self.RING_ROWS:
+            kept = self._prints[self._print_order.popleft()]
+            if len(kept) > self.SNAPSHOT_TRADES:
+                kept.popleft()
 
     def _apply_quotes(self, quotes: Quotes) -> None:
         rows = _last_rows(quotes.instrument, 1)
@@ -125,10 +161,12 @@ class History:
 
     def _apply_levels(self, levels: Levels, on_book: Callable[[BookEvent], None]) -> None:
         for event in self.books.apply(levels):
+            self.book_position[event.instrument] += 1
             if not self._quoted[event.instrument]:
                 self._quote_from_book(event)
             on_book(event)
         for event in self.books.flush():  # an instant is never cut, so a snapshot that goes on has ended
+            self.book_position[event.instrument] += 1
             on_book(event)
 
     def _quote_from_book(self, event: BookEvent) -> None:
@@ -141,30 +179,35 @@ class History:
         self._row_ts[i] = max(int(self._row_ts[i]), event.ts_recv if event.ts_event == MISSING else event.ts_event)
         self.quote_position[i] += 1
 
-    def ticker_rows(self, ids: I32) -> list[TickerRow]:
+    def ticker_columns(self, ids: I32) -> TickerColumns:
         """Return the ticker of each instrument of ``ids`` (int32), in their order."""
         day = self.day.rows(ids, self.ts)
         change = np.where(day.last_px == MISSING, MISSING, day.last_px - day.open)
         # + 0.0: a fall too small to print is 0.00, not -0.00
         change_pct = np.round(100.0 * change / np.where(day.open == 0, 1, day.open), 2) + 0.0
-        columns = (
+        values = (
             self.bid_px[ids], self.bid_qty[ids], self.ask_px[ids], self.ask_qty[ids], day.last_px, day.volume,
             day.vwap, day.low, day.high, change, change_pct,
         )  # fmt: skip
-        values = zip(*[column.tolist() for column in columns], strict=True)
-        return [TickerRow(row, ts) for row, ts in zip(values, self._row_ts[ids].tolist(), strict=True)]
+        return TickerColumns(values, self._row_ts[ids])
+
+    def ticker_rows(self, ids: I32) -> list[TickerRow]:
+        """Return the same as rows of plain numbers."""
+        columns = self.ticker_columns(ids)
+        values = zip(*[column.tolist() for column in columns.values], strict=True)
+        return [TickerRow(row, ts) for row, ts in zip(values, columns.ts.tolist(), strict=True)]
 
     def known(self, instrument: int) -> bool:
         """Whether anything was quoted or traded in this epoch."""
         return bool(self.quote_position[instrument] or self.trade_position[instrument])
 
-    def prints(self, instrument: int) -> list[Print]:
-        """Return the last trades of an instrument, oldest first, at most :data:`SNAPSHOT_TRADES`."""
-        return list(self._prints[instrument])
+    def prints(self, instrument: int, count: int) -> list[Print]:
+        """Return the last ``count`` trades of an instrument, oldest first; fewer if fewer are kept."""
+        return list(islice(reversed(self._prints[instrument]), count))[::-1]
 
-
-#: From here on picking the rows that a snapshot can show is cheaper than entering them all.
-_MANY_TRADES = 2_000
+    def oldest_print(self, instrument: int) -> int:
+        """Return the trade position before the oldest trade that is kept."""
+        return int(self.trade_position[instrument]) - len(self._prints[instrument])
 
 
 def event_times(table: Trades | Quotes) -> I64:

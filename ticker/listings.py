@@ -7,8 +7,6 @@ asked for, so what is encoded and subscribed to is a *listing*: one name of one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from feeds.instruments import Instruments
 from ticker.codec import RowCodec
 from ticker.errors import Code, RequestError
@@ -23,6 +21,7 @@ class Listings:
         names: Name by listing id.
         instrument_of: Instrument id by listing id.
         codecs: Row printer by listing id.
+        quoted_codecs: The same with numbers as strings.
     """
 
     def __init__(self, instruments: Instruments) -> None:
@@ -30,6 +29,9 @@ class Listings:
         self.names = instruments.names
         self.instrument_of = [instruments.id_of(name) for name in self.names]
         self.codecs = [RowCodec(instruments[i], name) for name, i in zip(self.names, self.instrument_of, strict=True)]
+        self.quoted_codecs = [
+            RowCodec(instruments[i], name, quoted=True) for name, i in zip(self.names, self.instrument_of, strict=True)
+        ]
         self._ids = {name: listing for listing, name in enumerate(self.names)}
 
     def __len__(self) -> int:
@@ -46,8 +48,3 @@ class Listings:
             shown = name[:MAX_ECHO]
             raise RequestError(f"Currency pair not supported {shown}", Code.UNKNOWN_SYMBOL, symbol=shown)
         return listing
-
-    def of_instruments(self, ids: Iterable[int], wanted: Iterable[int]) -> list[int]:
-        """Return those of the ``wanted`` listings whose instrument is in ``ids``."""
-        chosen = set(ids)
-        return [listing for listing in wanted if self.instrument_of[listing] in chosen]

@@ -24,6 +24,7 @@ from ticker.outbox import Outbox
 from ticker.session import Session, SessionOptions
 from ticker.transport import Transport
 from ticker.web import Web
+from ticker.wire import NATIVE
 
 logger = logging.getLogger(__name__)
 
@@ -242,9 +243,10 @@ class Server:
                 request = await trio_websocket.wrap_server_stream(
                     nursery, stream, max_message_size=self._guard_options.max_message_bytes
                 )
-                connection = await request.accept()
+                native = NATIVE in request.proposed_subprotocols
+                connection = await request.accept(subprotocol=NATIVE if native else None)
             stream.opened.set()
-            session = Session(next(self._ids), outbox, self._market, self._session_options)
+            session = Session(next(self._ids), outbox, self._market, self._session_options, native=native)
             self.sessions[session.id], self._outboxes[session.id] = session, outbox
             try:
                 nursery.start_soon(self._keep_alive, stream, outbox, session)

@@ -7,6 +7,7 @@ sockets or HTTP: messages come in as text, frames go out through an outbox.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Annotated, Any, Final
 
@@ -15,14 +16,13 @@ import trio
 
 from feeds import clock
 from ticker import __version__, wire
-from ticker.broadcast import Subscriber
 from ticker.codec import fixed, frame, rfc3339
 from ticker.errors import Code, RequestError
 from ticker.guard import TokenBucket
 from ticker.market import Market
+from ticker.marketdata import MarketData
 from ticker.orders.gateway import PRIVATE_CHANNELS
 from ticker.outbox import Outbox
-from ticker.subscriptions import understand
 from ticker.wire import Reply, Request, SubscribeParams
 
 logger = logging.getLogger(__name__)
@@ -56,18 +56,28 @@ class Session:
         close: The Close code and reason that go with it.
     """
 
-    def __init__(self, session_id: int, outbox: Outbox, market: Market, options: SessionOptions) -> None:
+    def __init__(
+        self, session_id: int, outbox: Outbox, market: Market, options: SessionOptions, *, native: bool = False
+    ) -> None:
         self.id = session_id
         self.ending = trio.Event()
         self.close: tuple[int, str] = (1000, "")
         self._outbox = outbox
         self._market = market
         self._options = options
+        self._native = native
         self._bucket = TokenBucket(options.requests_per_s, options.requests_burst, trio.current_time())
-        self._subscriber = Subscriber(outbox, lambda reason: self.end(SLOW_CONSUMER, reason))
+        self._data = MarketData(
+            self,
+            outbox,
+            market,
+            native=native,
+            ticker_interval_ms=options.ticker_interval_ms,
+            limit=options.max_subscriptions,
+            cut_off=lambda reason: self.end(SLOW_CONSUMER, reason),
+        )
         self._reads_instruments = False
         self._beaten_at = 0
-        outbox.on_writable = lambda: market.broadcaster.writable(self._subscriber)
         self._methods: dict[str, Callable[[Request, str], None]] = {
             "ping": self._ping,
             "subscribe": self._subscribe,
@@ -75,6 +85,12 @@ class Session:
             "add_order": self._order,
             "cancel_order": self._order,
         }
+        if native:
+            self._methods |= {
+                "resync": self._resync,
+                "update_subscription": self._data.update,
+                "list_subscriptions": self._data.list,
+            }
 
     # Life
 
@@ -90,7 +106,7 @@ class Session:
 
     def forget(self) -> None:
         """Give up everything that is held for this client."""
-        self._market.broadcaster.remove(self._subscriber)
+        self._data.forget()
         self._market.gateway.remove(self)
 
     def tell_status(self, system: Any, reconnect_after_ms: int | msgspec.UnsetType = msgspec.UNSET) -> None:  # noqa: ANN401
@@ -102,13 +118,21 @@ class Session:
             version=__version__,
             mode=self._market.mode,
             reconnect_after_ms=reconnect_after_ms,
+            epoch=self._market.history.epoch if self._native else msgspec.UNSET,
+            limits=self._limits() if self._native else msgspec.UNSET,
         )
         self.send(wire.Message(channel="status", type="update", data=[row]))
 
+    def _limits(self) -> dict[str, Any]:
+        options = self._options
+        return {"subscriptions": options.max_subscriptions, "requests_per_s": options.requests_per_s}
+
     def beat(self) -> None:
-        """Send a heartbeat if nothing else was sent since the last call and there is a subscription."""
+        """Send a heartbeat: to plain subscribers into silence, to native ones always."""
         silent = self._outbox.frames == self._beaten_at
-        if silent and (self._subscriber.subscriptions or self._reads_instruments or self._market.gateway.reads(self)):
+        if self._native and self._data.active:
+            self._outbox.offer(frame(wire.encode(self._data.heartbeat())))
+        elif silent and (self._data.active or self._reads_instruments or self._market.gateway.reads(self)):
             self._outbox.offer(HEARTBEAT_FRAME)
         self._beaten_at = self._outbox.frames
 
@@ -123,8 +147,10 @@ class Session:
         time_in = rfc3339(clock.wall_ns())
         request = Request("")
         try:
-            if self._bucket.take(1, trio.current_time()):
-                raise RequestError("EGeneral:Too many requests", Code.RATE_LIMITED)
+            wait = self._bucket.take(1, trio.current_time())
+            if wait:
+                retry = math.ceil(1000 * wait)
+                raise RequestError("EGeneral:Too many requests", Code.RATE_LIMITED, retry_after_ms=retry)
             if isinstance(message, bytes):
                 raise RequestError("requests are text frames", Code.INVALID_REQUEST)
             request = wire.decode_request(message)
@@ -135,19 +161,27 @@ class Session:
         except RequestError as error:
             self.refuse(request, time_in, error)
 
-    def accept(self, request: Request, time_in: str, result: dict[str, Any]) -> None:
-        """Send the reply to a request that was done."""
-        self._reply(request, time_in, success=True, result=result)
+    def accept(self, request: Request, time_in: str, result: dict[str, Any], ext: dict[str, Any] | None = None) -> None:
+        """Send the reply to a request that was done; ``ext`` is for native clients."""
+        self._reply(request, time_in, success=True, result=result, ext=msgspec.UNSET if ext is None else ext)
 
     def refuse(self, request: Request, time_in: str, error: RequestError) -> None:
         """Send the reply to a request that was not done."""
         symbol = msgspec.UNSET if error.symbol is None else error.symbol
-        self._reply(request, time_in, success=False, error=error.text, symbol=symbol)
+        ext: Any = msgspec.UNSET
+        if self._native:
+            ext = {"code": int(error.code), "name": error.code.name, "retryable": error.code.retryable}
+            ext |= {"field": error.field, "retry_after_ms": error.retry_after_ms}
+        self._reply(request, time_in, success=False, error=error.text, symbol=symbol, ext=ext)
 
     def _reply(self, request: Request, time_in: str, **fields: Any) -> None:  # noqa: ANN401
         time_out = rfc3339(clock.wall_ns())
         reply = Reply(
-            method=request.method[: wire.MAX_ECHO] or msgspec.UNSET, time_in=time_in, time_out=time_out, req_id=request.req_id, **fields
+            method=request.method[: wire.MAX_ECHO] or msgspec.UNSET,
+            time_in=time_in,
+            time_out=time_out,
+            req_id=request.req_id,
+            **fields,
         )
         self.send(reply)
 
@@ -162,28 +196,7 @@ class Session:
         elif params.channel in PRIVATE_CHANNELS:
             self._market.gateway.subscribe(self, request, time_in, params)
         else:
-            self._subscribe_market(request, time_in, params)
-
-    def _subscribe_market(self, request: Request, time_in: str, params: SubscribeParams) -> None:
-        wish = understand(params, self._options.ticker_interval_ms)
-        had = self._subscriber.subscriptions.get(wish.key)
-        held = sum(len(subscription.listings) for subscription in self._subscriber.subscriptions.values())
-        added: list[int] = []
-        for symbol in wish.symbols:
-            try:
-                listing = self._market.listings.id_of(symbol)
-                if had is not None and listing in had.listings:
-                    raise RequestError("Already subscribed", Code.ALREADY_SUBSCRIBED, symbol=symbol)
-                if held + len(added) >= self._options.max_subscriptions:
-                    text = f"a connection may have {self._options.max_subscriptions} subscriptions"
-                    raise RequestError(text, Code.TOO_MANY_SUBSCRIPTIONS, symbol=symbol)
-            except RequestError as error:
-                self.refuse(request, time_in, error)
-            else:
-                added.append(listing)
-                self.accept(request, time_in, {"channel": wish.key.channel, "symbol": symbol, **wish.parameters})
-        if added:
-            self._market.broadcaster.subscribe(self._subscriber, wish.key, added, snapshot=wish.snapshot)
+            self._data.subscribe(request, time_in, params)
 
     def _unsubscribe(self, request: Request, time_in: str) -> None:
         params = wire.params_of(request, SubscribeParams)
@@ -192,20 +205,10 @@ class Session:
         elif params.channel in PRIVATE_CHANNELS:
             self._market.gateway.unsubscribe(self, request, time_in, params)
         else:
-            self._unsubscribe_market(request, time_in, params)
+            self._data.unsubscribe(request, time_in, params)
 
-    def _unsubscribe_market(self, request: Request, time_in: str, params: SubscribeParams) -> None:
-        wish = understand(params, self._options.ticker_interval_ms)
-        for symbol in wish.symbols:
-            try:
-                listing = self._market.listings.id_of(symbol)
-                self._market.broadcaster.unsubscribe(self._subscriber, wish.key, [listing])
-            except RequestError as error:
-                error.symbol = symbol
-                self.refuse(request, time_in, error)
-            else:
-                parameters = {name: value for name, value in wish.parameters.items() if name != "snapshot"}
-                self.accept(request, time_in, {"channel": wish.key.channel, "symbol": symbol, **parameters})
+    def _resync(self, request: Request, time_in: str) -> None:
+        self._data.resync(request, time_in, wire.params_of(request, SubscribeParams))
 
     def _subscribe_instruments(self, request: Request, time_in: str, params: SubscribeParams) -> None:
         if self._reads_instruments:

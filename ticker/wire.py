@@ -8,6 +8,7 @@ This module must not know sessions, markets or sockets.
 from __future__ import annotations
 
 import json
+import re
 from decimal import Decimal
 from typing import Any, Final, Literal, NoReturn, TypeVar
 
@@ -31,8 +32,23 @@ class Request(msgspec.Struct, frozen=True):
     req_id: int | UnsetType = UNSET
 
 
+class Resume(msgspec.Struct, frozen=True):
+    """Where a returning subscriber stands.
+
+    Attributes:
+        epoch: The numbering that it knew.
+        after: Position of the last event that it knows; by symbol where it subscribes to several.
+    """
+
+    epoch: str
+    after: int | dict[str, int]
+
+
 class SubscribeParams(msgspec.Struct, frozen=True):
-    """Parameters of ``subscribe`` and ``unsubscribe``; which of them count depends on the channel."""
+    """Parameters of ``subscribe``, ``unsubscribe`` and ``resync``; which of them count depends on the channel.
+
+    Those from ``interval_ms`` on are the native profile's; they mean nothing to plain clients.
+    """
 
     channel: str
     symbol: str | list[str] | UnsetType = UNSET
@@ -40,6 +56,12 @@ class SubscribeParams(msgspec.Struct, frozen=True):
     event_trigger: Literal["trades", "bbo"] | UnsetType = UNSET
     depth: int | UnsetType = UNSET
     interval: int | UnsetType = UNSET
+    interval_ms: int | UnsetType = UNSET
+    mode: Literal["merge", "batch", "raw"] | UnsetType = UNSET
+    on_slow: Literal["conflate", "drop_oldest", "disconnect"] | UnsetType = UNSET
+    numbers: Literal["number", "string"] | UnsetType = UNSET
+    encoding: Literal["json", "struct"] | UnsetType = UNSET
+    resume: Resume | UnsetType = UNSET
 
     @property
     def symbols(self) -> list[str]:
@@ -47,6 +69,13 @@ class SubscribeParams(msgspec.Struct, frozen=True):
         if self.symbol is UNSET:
             return []
         return [self.symbol] if isinstance(self.symbol, str) else self.symbol
+
+
+class UpdateParams(msgspec.Struct, frozen=True):
+    """Parameters of ``update_subscription``."""
+
+    sub_id: int
+    interval_ms: int
 
 
 class AddOrderParams(msgspec.Struct, frozen=True):
@@ -76,6 +105,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         result: After success: parameters that can be sent back as they are, or the order's ids.
         error: After failure: Kraken's words.
         symbol: After a failed subscribe: which symbol failed.
+        ext: Native profile: what goes beyond Kraken.
         time_in: RFC 3339: when the request was received.
         time_out: RFC 3339: when this was sent.
     """
@@ -85,6 +115,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: str | UnsetType = UNSET
     symbol: str | UnsetType = UNSET
     success: bool | UnsetType = UNSET
+    ext: dict[str, Any] | UnsetType = UNSET
     time_in: str
     time_out: str
     req_id: int | UnsetType = UNSET
@@ -105,6 +136,8 @@ class StatusRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         system: ``online`` or ``maintenance``.
         mode: ``sim`` or ``replay``: nothing simulated or replayed is labelled live.
         reconnect_after_ms: Before a planned stop: when it is worth coming back.
+        epoch: Native profile: the present numbering.
+        limits: Native profile: what one connection may do.
     """
 
     system: Literal["online", "maintenance"]
@@ -113,12 +146,32 @@ class StatusRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     version: str
     mode: str
     reconnect_after_ms: int | UnsetType = UNSET
+    epoch: str | UnsetType = UNSET
+    limits: dict[str, Any] | UnsetType = UNSET
 
+
+class NativeHeartbeat(msgspec.Struct, frozen=True, kw_only=True):
+    """A heartbeat of the native profile.
+
+    Attributes:
+        channel: ``heartbeat``.
+        ts: RFC 3339.
+        data: A row per subscription: sub_id, last, state, age_ms.
+    """
+
+    channel: str = "heartbeat"
+    ts: str
+    data: list[dict[str, Any]]
+
+
+#: The WebSocket subprotocol of the native profile.
+NATIVE: Final = "ticker.v1"
 
 HEARTBEAT: Final = b'{"channel":"heartbeat"}'
 
 encode = msgspec.json.Encoder(decimal_format="number").encode
 
+_FIELD: Final = re.compile(r"(?:at `\$\.|field `)(\w+)")
 _Params = TypeVar("_Params", bound=msgspec.Struct)
 
 
@@ -147,7 +200,9 @@ def params_of(request: Request, kind: type[_Params]) -> _Params:
     try:
         return msgspec.convert(request.params or {}, kind)
     except msgspec.ValidationError as error:
-        raise RequestError(f"{request.method}: {error}"[:MAX_ECHO], Code.INVALID_FIELD) from None
+        found = _FIELD.search(str(error))
+        text, field = f"{request.method}: {error}"[:MAX_ECHO], found[1] if found else None
+        raise RequestError(text, Code.INVALID_FIELD, field=field) from None
 
 
 def _loads(text: str) -> Any:  # noqa: ANN401 - JSON

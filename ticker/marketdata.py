@@ -1,0 +1,277 @@
+"""The market-data side of a session: its subscriptions, and what it is told about them.
+
+It reads requests and writes replies through the session and leaves the data itself to the broadcaster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Protocol
+
+import msgspec
+import trio
+
+from feeds import clock
+from ticker import binary, wire
+from ticker.broadcast import Standing
+from ticker.codec import rfc3339
+from ticker.errors import Code, RequestError
+from ticker.market import Market
+from ticker.outbox import Outbox
+from ticker.subscriber import Lag, Subscriber, Subscription
+from ticker.subscriptions import Wish, checked_interval, understand
+from ticker.topics.topic import Marks, TopicKey
+from ticker.wire import Request, Resume, SubscribeParams, UpdateParams
+
+#: A slow consumer is told so this often at most.
+NOTICE_INTERVAL_S: Final = 1.0
+#: A stream without events for this long is idle; a market without events for as long is stale.
+IDLE_S: Final = 5.0
+
+
+class Client(Protocol):
+    """What this needs of a session."""
+
+    def accept(self, request: Request, time_in: str, result: dict[str, Any], ext: dict[str, Any] | None = None) -> None:
+        """Reply to a request that was done."""
+
+    def refuse(self, request: Request, time_in: str, error: RequestError) -> None:
+        """Reply to a request that was not done."""
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Send a message that must arrive."""
+
+
+class MarketData:
+    """The subscriptions of one session to channels of market data.
+
+    Args:
+        client: The session.
+        outbox: Where its frames go.
+        market: What it subscribes to.
+        native: Whether it speaks the native profile.
+        ticker_interval_ms: The server's throttle of the ticker channel.
+        limit: (channel, symbol) pairs that it may have.
+        cut_off: Called with a reason when a lossless channel cannot wait for it.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        outbox: Outbox,
+        market: Market,
+        *,
+        native: bool,
+        ticker_interval_ms: int,
+        limit: int,
+        cut_off: Callable[[str], None],
+    ) -> None:
+        self._client = client
+        self._market = market
+        self._broadcaster = market.broadcaster
+        self._native = native
+        self._ticker_interval_ms = ticker_interval_ms
+        self._limit = limit
+        self._noticed_at: dict[int, float] = {}
+        self._subscriber = Subscriber(outbox, cut_off, self._caught_up)
+        outbox.on_writable = lambda: self._broadcaster.writable(self._subscriber)
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a subscription."""
+        return bool(self._subscriber.subscriptions)
+
+    def forget(self) -> None:
+        """End every subscription."""
+        self._broadcaster.remove(self._subscriber)
+
+    # Requests
+
+    def subscribe(self, request: Request, time_in: str, params: SubscribeParams) -> None:
+        """Subscribe to the symbols of a request, each acknowledged by itself, and then begin to tell."""
+        wish = understand(params, self._ticker_interval_ms, native=self._native)
+        outcomes = self._outcomes(wish)
+        added = [listing for listing in outcomes.values() if isinstance(listing, int)]
+        subscription = self._join(wish, added) if added else None
+        resume = None if params.resume is msgspec.UNSET or not self._native else params.resume
+        marks: Marks = {}
+        for symbol, outcome in outcomes.items():
+            if isinstance(outcome, RequestError):
+                self._client.refuse(request, time_in, outcome)
+                continue
+            assert subscription is not None
+            after = _resume_of(resume, symbol)
+            standing = self._broadcaster.standing(wish.key, outcome, snapshot=wish.snapshot, resume=after)
+            marks[outcome] = standing.mark
+            result = {"channel": wish.key.channel, "symbol": symbol, **wish.parameters}
+            ext = _ext(subscription, outcome, standing) if self._native else None
+            self._client.accept(request, time_in, result, ext)
+        if subscription is not None:
+            self._broadcaster.begin(subscription, marks)
+
+    def _join(self, wish: Wish, added: list[int]) -> Subscription:
+        into = None if self._native else next((s.id for s in self._having(wish.key)), None)
+        return self._broadcaster.join(self._subscriber, wish.key, added, on_slow=wish.on_slow, into=into)
+
+    def _outcomes(self, wish: Wish) -> dict[str, int | RequestError]:
+        """Return by symbol the listing that is to be subscribed to, or why it cannot be."""
+        room = self._limit - sum(len(s.listings) for s in self._subscriber.subscriptions.values())
+        taken = {listing for subscription in self._having(wish.key) for listing in subscription.listings}
+        outcomes: dict[str, int | RequestError] = {}
+        for symbol in self._symbols(wish.symbols):
+            try:
+                listing = self._market.listings.id_of(symbol)
+                if listing in taken:
+                    raise RequestError("Already subscribed", Code.ALREADY_SUBSCRIBED, symbol=symbol)
+                if not room:
+                    text = f"a connection may have {self._limit} subscriptions"
+                    raise RequestError(text, Code.TOO_MANY_SUBSCRIPTIONS, symbol=symbol)
+            except RequestError as error:
+                outcomes[symbol] = error
+            else:
+                outcomes[symbol] = listing
+                room -= 1
+        return outcomes
+
+    def _symbols(self, symbols: list[str]) -> list[str]:
+        """Return the symbols meant: ``*`` is every instrument under its own name."""
+        if symbols == ["*"]:
+            return [instrument.symbol for instrument in self._market.listings.instruments]
+        return symbols
+
+    def _having(self, key: TopicKey) -> Iterator[Subscription]:
+        """Yield the subscriptions of a channel and variant, whatever their interval or mode."""
+        for subscription in self._subscriber.subscriptions.values():
+            if (subscription.key.channel, subscription.key.variant) == (key.channel, key.variant):
+                yield subscription
+
+    def unsubscribe(self, request: Request, time_in: str, params: SubscribeParams) -> None:
+        """Unsubscribe from the symbols of a request, each acknowledged by itself."""
+        wish = understand(params, self._ticker_interval_ms, native=self._native)
+        parameters = {
+            name: value for name, value in wish.parameters.items() if name in ("event_trigger", "depth", "interval")
+        }
+        for symbol in self._symbols(wish.symbols):
+            try:
+                subscription, listing = self._find(wish.key, symbol)
+            except RequestError as error:
+                self._client.refuse(request, time_in, error)
+            else:
+                self._broadcaster.unsubscribe(subscription, [listing])
+                self._client.accept(request, time_in, {"channel": wish.key.channel, "symbol": symbol, **parameters})
+
+    def resync(self, request: Request, time_in: str, params: SubscribeParams) -> None:
+        """Send a fresh snapshot of each symbol of a request."""
+        wish = understand(params, self._ticker_interval_ms, native=self._native)
+        for symbol in self._symbols(wish.symbols):
+            try:
+                subscription, listing = self._find(wish.key, symbol)
+            except RequestError as error:
+                self._client.refuse(request, time_in, error)
+            else:
+                result = {"channel": wish.key.channel, "symbol": symbol}
+                self._client.accept(request, time_in, result, {"sub_id": subscription.id})
+                self._broadcaster.resync(subscription, listing)
+
+    def _find(self, key: TopicKey, symbol: str) -> tuple[Subscription, int]:
+        listing = self._market.listings.id_of(symbol)
+        for subscription in self._having(key):
+            if listing in subscription.listings:
+                return subscription, listing
+        raise RequestError("Subscription Not Found", Code.NOT_SUBSCRIBED, symbol=symbol)
+
+    def update(self, request: Request, time_in: str) -> None:
+        """Change the interval of a subscription, from the next flush on.
+
+        Raises:
+            RequestError: There is no such subscription, or the interval is out of range.
+        """
+        params = wire.params_of(request, UpdateParams)
+        subscription = self._subscriber.subscriptions.get(params.sub_id)
+        if subscription is None:
+            raise RequestError("Subscription Not Found", Code.NOT_SUBSCRIBED, field="sub_id")
+        wanted = checked_interval(params.interval_ms)
+        granted = 0 if subscription.key.mode == "raw" else wanted
+        self._client.accept(request, time_in, {"sub_id": subscription.id, "interval_ms": granted})
+        self._broadcaster.retune(subscription, msgspec.structs.replace(subscription.key, interval_ms=granted))
+
+    def list(self, request: Request, time_in: str) -> None:
+        """Send what is subscribed to, and what became of its events."""
+        rows = [self._described(subscription) for subscription in self._subscriber.subscriptions.values()]
+        self._client.accept(request, time_in, {"subscriptions": rows})
+
+    def _described(self, subscription: Subscription) -> dict[str, Any]:
+        key, totals = subscription.key, subscription.totals()
+        names = self._market.listings.names
+        variant = {"ticker": "event_trigger", "book": "depth", "ohlc": "interval"}.get(key.channel)
+        row: dict[str, Any] = {"sub_id": subscription.id, "channel": key.channel}
+        if variant is not None:
+            row[variant] = key.variant
+        return row | {
+            "symbol": [names[listing] for listing in sorted(subscription.listings)],
+            "interval_ms": key.interval_ms,
+            "mode": key.mode,
+            "on_slow": subscription.on_slow,
+            "numbers": "string" if key.quoted else "number",
+            "published": totals.published,
+            "delivered": totals.delivered,
+            "conflated": totals.conflated,
+            "dropped": totals.dropped,
+        }
+
+    # Unasked
+
+    def heartbeat(self) -> wire.NativeHeartbeat:
+        """Return where every subscription stands."""
+        now = trio.current_time()
+        rows = [
+            {
+                "sub_id": subscription.id,
+                "last": self._broadcaster.position(subscription),
+                "state": self._state(now, subscription.told_at),
+                "age_ms": round(1000 * (now - subscription.told_at)),
+            }
+            for subscription in self._subscriber.subscriptions.values()
+        ]
+        return wire.NativeHeartbeat(ts=rfc3339(clock.wall_ns()), data=rows)
+
+    def _state(self, now: float, told_at: float) -> str:
+        history = self._market.history
+        if history.ended:
+            return "ended"
+        if history.gap:
+            return "gap"
+        if not history.ts:
+            return "paused"
+        if now - self._broadcaster.published_at > IDLE_S:
+            return "stale"
+        return "live" if now - told_at < IDLE_S else "idle"
+
+    def _caught_up(self, subscription: Subscription, lag: Lag) -> None:
+        """Tell a native client that it was too slow, and what that cost it."""
+        now = trio.current_time()
+        if not self._native or now - self._noticed_at.get(subscription.id, -NOTICE_INTERVAL_S) < NOTICE_INTERVAL_S:
+            return
+        self._noticed_at[subscription.id] = now
+        code = Code.SLOW_CONSUMER
+        row = {"code": int(code), "name": code.name, "sub_id": subscription.id}
+        row |= {"lag_ms": round(1000 * (now - lag.since)), "conflated": lag.conflated, "dropped": lag.dropped}
+        self._client.send(wire.Message(channel="notice", type="update", data=[row]))
+
+
+def _ext(subscription: Subscription, listing: int, standing: Standing) -> dict[str, Any]:
+    """Return what a native acknowledgement says beside the result."""
+    ext: dict[str, Any] = {"sub_id": subscription.id, "epoch": standing.epoch}
+    ext |= {"head": standing.head, "oldest": standing.oldest}
+    if standing.recovered is not None:
+        ext |= {"recovered": standing.recovered, "behind": standing.behind}
+    if subscription.key.packed:
+        ext |= {"listing": listing, "dtype": binary.described(subscription.key.channel)}
+    return ext
+
+
+def _resume_of(resume: Resume | None, symbol: str) -> tuple[str, int] | None:
+    if resume is None:
+        return None
+    after = resume.after.get(symbol) if isinstance(resume.after, dict) else resume.after
+    return None if after is None else (resume.epoch, after)

@@ -1,0 +1,26 @@
+"""Topics: a channel with its parameters, encoded once for all its subscribers. See :mod:`ticker.topics.topic`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ticker.history import History
+from ticker.listings import Listings
+from ticker.topics.book import BookTopic
+from ticker.topics.ohlc import OhlcTopic
+from ticker.topics.ticker import PackedTickerTopic, TickerTopic
+from ticker.topics.topic import Topic, TopicKey
+from ticker.topics.trade import TradeTopic
+
+_TOPICS: Final[dict[str, type[TickerTopic | TradeTopic | BookTopic | OhlcTopic]]] = {
+    "ticker": TickerTopic,
+    "trade": TradeTopic,
+    "book": BookTopic,
+    "ohlc": OhlcTopic,
+}
+
+
+def open_topic(key: TopicKey, history: History, listings: Listings) -> Topic:
+    """Return a new topic that nobody wants anything of yet."""
+    kind = PackedTickerTopic if key.packed else _TOPICS[key.channel]
+    return kind(key, history, listings)

@@ -1,0 +1,157 @@
+"""The ``book`` channel: views of the best levels, and what leads from one to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from feeds.book import BookEvent, checksum
+from feeds.records import BUY, MISSING, SELL, Batch
+from ticker.history import History
+from ticker.listings import Listings
+from ticker.topics.topic import EMPTY, Flush, Mark, Piece, Topic, TopicKey, joined
+
+
+class BookView(msgspec.Struct, frozen=True):
+    """The best levels of a book at one moment, never changed.
+
+    Attributes:
+        bids: Quantity by price, best first.
+        asks: Quantity by price, best first.
+        checksum: Kraken's CRC32 of the ten best levels of each side.
+        ts: int ns UTC.
+    """
+
+    bids: dict[int, int]
+    asks: dict[int, int]
+    checksum: int
+    ts: int
+
+
+class BookTopic(Topic):
+    """The best levels of order books: a snapshot, then what changed.
+
+    Events that change nothing among these levels are conflated into the next that does.
+    """
+
+    def __init__(self, key: TopicKey, history: History, listings: Listings) -> None:
+        super().__init__(key, history, listings, history.book_position)
+        self._depth = int(key.variant)
+        self._views: dict[int, Mark] = {}  # by instrument: after the last event that shows
+        self._told_views: dict[int, Mark] = {}  # by instrument: after the last flush
+
+    def _first_wanted(self, instrument: int) -> None:
+        view = self._look(instrument, self._history.ts)
+        if view is not None:
+            self._views[instrument] = self._told_views[instrument] = self._at(int(self._position[instrument]), view)
+
+    def _last_unwanted(self, instrument: int) -> None:
+        self._views.pop(instrument, None)
+        self._told_views.pop(instrument, None)
+
+    def _adopt(self, donor: Topic, listing: int, instrument: int) -> None:
+        super()._adopt(donor, listing, instrument)
+        assert isinstance(donor, BookTopic)
+        for own, theirs in ((self._views, donor._views), (self._told_views, donor._told_views)):
+            if instrument in theirs:
+                own[instrument] = theirs[instrument]
+            else:
+                own.pop(instrument, None)
+
+    def _look(self, instrument: int, ts: int) -> BookView | None:
+        book = self._history.books[instrument]
+        bids, asks = book.top(BUY, self._depth), book.top(SELL, self._depth)
+        return BookView(dict(bids), dict(asks), checksum(bids, asks), ts) if bids or asks else None
+
+    def book_changed(self, event: BookEvent) -> None:
+        """See :meth:`Topic.book_changed`."""
+        i = event.instrument
+        if i not in self._wanted:
+            return
+        ts = event.ts_recv if event.ts_event == MISSING else event.ts_event
+        old, new = self._views.get(i), self._look(i, ts) or BookView({}, {}, 0, ts)
+        if old is not None and old.state.bids == new.bids and old.state.asks == new.asks:
+            return
+        mark = self._views[i] = self._at(int(self._position[i]), new)
+        self.dirty = True
+        if self._every_event:
+            for listing in self._wanted[i]:
+                self._enter(listing, mark.position, self._row(listing, old, new))
+
+    def _row(self, listing: int, old: Mark | None, new: BookView) -> str:
+        """Return the row that turns one view into another; the whole view if there was none."""
+        before = BookView({}, {}, 0, 0) if old is None else old.state
+        bids, asks = changes(before.bids, new.bids), changes(before.asks, new.asks)
+        return self._codecs[listing].book(bids, asks, new.checksum, new.ts)
+
+    def applied(self, batch: Batch) -> None:
+        """See :meth:`Topic.applied`; everything was said in :meth:`book_changed`."""
+
+    def _collect_state(self, flush: Flush) -> None:
+        for i, mark in self._views.items():
+            told = self._told_views.get(i)
+            if mark is not told:
+                for listing in self._wanted[i]:
+                    flush.before[listing] = told
+                    flush.pieces[listing] = self._lead(listing, told, mark)
+        for i, mark in self._views.items():
+            self._told_views[i] = mark
+            self._told[i] = mark.position
+
+    def _lead(self, listing: int, old: Mark | None, new: Mark) -> Piece:
+        row = self._row(listing, old, new.state)
+        if old is None:
+            return self._say("snapshot", row, None, new.position, 0)
+        return self._say("update", row, old.position, new.position, 1)
+
+    def _collect_rows(self, flush: Flush) -> None:
+        told = {listing: self._told_views.get(self._listings.instrument_of[listing]) for listing in self._rows}
+        super()._collect_rows(flush)
+        flush.before.update(told)
+
+    def _tell(self, instrument: int, position: int) -> None:
+        super()._tell(instrument, position)
+        self._told_views[instrument] = self._views[instrument]
+
+    def _piece_of_rows(self, listing: int, after: int, rows: Sequence[tuple[int, str]], dropped: int = 0) -> Piece:
+        if not rows:
+            return EMPTY
+        first = self._listings.instrument_of[listing] not in self._told_views
+        if self.key.native and not first:
+            return super()._piece_of_rows(listing, after, rows, dropped)
+        # One row a message, as Kraken has it; the first of an epoch is a snapshot for everybody.
+        parts: list[Piece] = []
+        for position, row in rows:
+            start = first and not parts
+            kind = "snapshot" if start else "update"
+            parts.append(self._say(kind, row, None if start else after, position, 0 if start else 1))
+            after = position
+        return joined(parts)
+
+    def mark(self, listing: int) -> Mark:
+        """See :meth:`Topic.mark`."""
+        instrument = self._listings.instrument_of[listing]
+        return self._told_views.get(instrument) or self._at(int(self._told[instrument]))
+
+    def _mark_at(self, listing: int, position: int) -> Mark | None:
+        return self._at(position) if self._every_event else None
+
+    def _merged(self, listing: int, mark: Mark, told: Mark) -> Piece:
+        return self._lead(listing, mark if mark.state is not None else None, told)
+
+    def _snapshot(self, listing: int) -> tuple[Piece, Mark]:
+        told = self.mark(listing)
+        return (self._lead(listing, None, told) if told.state is not None else EMPTY), told
+
+    def reset(self) -> None:
+        """See :meth:`Topic.reset`."""
+        super().reset()
+        self._views.clear()
+        self._told_views.clear()
+
+
+def changes(old: dict[int, int], new: dict[int, int]) -> list[tuple[int, int]]:
+    """Return the levels that turn ``old`` into ``new``: removals (quantity 0), then what is set, best first."""
+    removed = [(price, 0) for price in old if price not in new]
+    return removed + [level for level in new.items() if old.get(level[0]) != level[1]]

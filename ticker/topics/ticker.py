@@ -1,0 +1,151 @@
+"""The ``ticker`` channel: the newest state of each instrument, as JSON rows or as packed records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from feeds.records import I32, Batch
+from ticker import binary
+from ticker.codec import frame
+from ticker.history import History
+from ticker.listings import Listings
+from ticker.topics.topic import EMPTY, Flush, Mark, Piece, Topic, TopicKey, joined
+
+
+class TickerTopic(Topic):
+    """Latest price, best bid and offer, and 24-hour statistics."""
+
+    def __init__(self, key: TopicKey, history: History, listings: Listings) -> None:
+        position = history.quote_position if key.variant == "bbo" else history.trade_position
+        super().__init__(key, history, listings, position)
+        self._latest: dict[int, str] = {}  # by listing: the row that was told last
+
+    def _adopt(self, donor: Topic, listing: int, instrument: int) -> None:
+        super()._adopt(donor, listing, instrument)
+        assert isinstance(donor, TickerTopic)
+        if listing in donor._latest:
+            self._latest[listing] = donor._latest[listing]
+
+    def _listing_wanted(self, listing: int, instrument: int) -> None:
+        if self._history.known(instrument):
+            (row,) = self._history.ticker_rows(np.array([instrument], np.int32))
+            self._latest[listing] = self._codecs[listing].ticker(row.values, row.ts)
+
+    def _listing_unwanted(self, listing: int) -> None:
+        self._latest.pop(listing, None)
+
+    def applied(self, batch: Batch) -> None:
+        """See :meth:`Topic.applied`."""
+        known = self._seen if self._every_event else self._told
+        moved = (self._position > known) & self._mask
+        if not moved.any():
+            return
+        self.dirty = True
+        if self._every_event:
+            ids = np.flatnonzero(moved).astype(np.int32)
+            self._seen[ids] = self._position[ids]
+            positions = self._position[ids].tolist()
+            for i, position, row in zip(ids.tolist(), positions, self._history.ticker_rows(ids), strict=True):
+                for listing in self._wanted[i]:
+                    self._enter(listing, position, self._codecs[listing].ticker(row.values, row.ts))
+
+    def _collect_state(self, flush: Flush) -> None:
+        ids = np.flatnonzero((self._position > self._told) & self._mask).astype(np.int32)
+        if not len(ids):
+            return
+        before, now = self._told[ids].tolist(), self._position[ids].tolist()
+        self._told[ids] = self._position[ids]
+        codecs, wanted, latest = self._codecs, self._wanted, self._latest
+        for i, prev, last, row in zip(ids.tolist(), before, now, self._history.ticker_rows(ids), strict=True):
+            for listing in wanted[i]:
+                text = latest[listing] = codecs[listing].ticker(row.values, row.ts)
+                flush.pieces[listing] = self._update(text, prev, last)
+                flush.before[listing] = self._at(prev)
+
+    def _update(self, row: str, prev: int, last: int) -> Piece:
+        """Return a message of one row; the first of an epoch is a snapshot for everybody."""
+        return self._say("update", row, prev, last, 1) if prev else self._say("snapshot", row, None, last, 0)
+
+    def _piece_of_rows(self, listing: int, after: int, rows: Sequence[tuple[int, str]], dropped: int = 0) -> Piece:
+        if not rows:
+            return EMPTY
+        self._latest[listing] = rows[-1][1]
+        if not self.key.native:
+            # Clients of Kraken's tickers read the first row of a message and no other.
+            return joined([self._update(row, position - 1, position) for position, row in rows])
+        if after:
+            return super()._piece_of_rows(listing, after, rows, dropped)
+        position, row = rows[0]
+        start = self._say("snapshot", row, None, position, 0)
+        return joined([start, super()._piece_of_rows(listing, position, rows[1:])])
+
+    def _merged(self, listing: int, mark: Mark, told: Mark) -> Piece:
+        return self._say("update", self._latest[listing], mark.position, told.position, 1)
+
+    def _snapshot(self, listing: int) -> tuple[Piece, Mark]:
+        instrument = self._listings.instrument_of[listing]
+        if not self._history.known(instrument):
+            return EMPTY, self.mark(listing)
+        (row,) = self._history.ticker_rows(np.array([instrument], np.int32))
+        position = int(self._position[instrument])
+        text = self._codecs[listing].ticker(row.values, row.ts)
+        return self._say("snapshot", text, None, position, 0), self._at(position)
+
+    def reset(self) -> None:
+        """See :meth:`Topic.reset`."""
+        super().reset()
+        self._latest.clear()
+
+
+class PackedTickerTopic(TickerTopic):
+    """The ticker as binary records; what is joined goes out as one message."""
+
+    def _records(self, ids: I32, listings: list[int], prev: Sequence[int], last: Sequence[int]) -> list[bytes]:
+        instruments = self._listings.instruments
+        records = binary.head("ticker", self._history.epoch, listings, prev, last)
+        columns = self._history.ticker_columns(ids)
+        binary.fill_ticker(records, columns, instruments.price_scale[ids], instruments.qty_scale[ids])
+        packed, size = records.tobytes(), records.itemsize
+        return [packed[start : start + size] for start in range(0, len(packed), size)]
+
+    def _collect_state(self, flush: Flush) -> None:
+        ids = np.flatnonzero((self._position > self._told) & self._mask).astype(np.int32)
+        pairs = [(i, listing) for i in ids.tolist() for listing in self._wanted[i]]
+        if not pairs:
+            return
+        rows = np.array([i for i, _ in pairs], np.int32)
+        listings = [listing for _, listing in pairs]
+        before, now = self._told[rows].tolist(), self._position[rows].tolist()
+        self._told[ids] = self._position[ids]
+        prev = [position or binary.NO_PREV for position in before]
+        for listing, p, last, record in zip(
+            listings, before, now, self._records(rows, listings, prev, now), strict=True
+        ):
+            flush.pieces[listing] = Piece(record, last - p if p else 0, 1 if p else 0)
+            flush.before[listing] = self._at(p)
+
+    def _listing_wanted(self, listing: int, instrument: int) -> None:
+        """Nothing is kept for those who fall behind: a record is made anew from the present state."""
+
+    def _present(self, listing: int) -> Mark:
+        return self._at(int(self._position[self._listings.instrument_of[listing]]))
+
+    def _merged(self, listing: int, mark: Mark, told: Mark) -> Piece:
+        return self._one(listing, mark.position, told.position)
+
+    def _snapshot(self, listing: int) -> tuple[Piece, Mark]:
+        now = self._present(listing)
+        if not self._history.known(self._listings.instrument_of[listing]):
+            return EMPTY, self.mark(listing)
+        return self._one(listing, binary.NO_PREV, now.position), now
+
+    def _one(self, listing: int, prev: int, last: int) -> Piece:
+        ids = np.array([self._listings.instrument_of[listing]], np.int32)
+        (record,) = self._records(ids, [listing], [prev], [last])
+        return Piece(record, *((0, 0) if prev == binary.NO_PREV else (last - prev, 1)))
+
+    def enclosed(self, data: bytes) -> bytes:
+        """See :meth:`Topic.enclosed`."""
+        return frame(data, binary.BINARY) if data else data
