@@ -164,8 +164,7 @@ async def run_actions(actions: list[Any]) -> None:
             elif what == "wait":
                 await trio.sleep(value)
             elif what == "epoch":
-                await market.broadcaster.settle()
-                market.broadcaster.mark(Marker(kind="epoch", ts=START_NS, reason="again"))
+                await market.broadcaster.mark(Marker(kind="epoch", ts=START_NS, reason="again"))
                 traded = {BTC: [], ETH: []}
                 opening(market, tape)
             elif not readers[who].lost:

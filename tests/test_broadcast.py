@@ -281,7 +281,7 @@ async def test_a_new_epoch_begins_with_snapshots_and_forgets_the_old_book(autoju
         assert {(m["channel"], m["type"]) for m in reader.read()} >= {
             ("ticker", "snapshot"), ("book", "snapshot"), ("ohlc", "snapshot"),
         }  # fmt: skip
-        market.broadcaster.mark(Marker(kind="epoch", ts=START_NS, reason="again"))
+        await market.broadcaster.mark(Marker(kind="epoch", ts=START_NS, reason="again"))
 
 
 # Whatever happens

@@ -41,7 +41,8 @@ def trust(*lines: str, options: TrustOptions | None = None, bound: str = "127.0.
 def test_a_head_is_read_as_it_was_sent() -> None:
     raw = request_head("/v2?x=1", host="localhost:8765", extra=("X-A: 1", "x-a: 2"))
     head = parse_head(raw, b"rest")
-    assert (head.method, head.path, head.raw, head.rest) == ("GET", "/v2", raw, b"rest")
+    assert (head.method, head.path, head.rest) == ("GET", "/v2", b"rest")
+    assert parse_head(head.raw).headers == head.headers
     assert head.headers["host"] == "localhost:8765"
     assert head.headers["x-a"] == "1, 2"
     assert head.upgrades
@@ -53,8 +54,16 @@ def test_the_upgrade_token_has_no_case(value: str) -> None:
 
 
 def test_a_page_request_does_not_upgrade() -> None:
-    assert not parse_head(b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\n\r\n").upgrades
     assert not parse_head(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").upgrades
+
+
+async def test_an_offer_of_http_2_is_passed_over(autojump_clock: trio.abc.Clock) -> None:
+    """RFC 9110 section 7.8. ``curl --http2`` sends it with every request."""
+    async with open_house() as house:
+        peer = house.dial()
+        extra = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
+        await peer.send("\r\n".join(("GET /healthz HTTP/1.1", "Host: localhost", *extra, "", "")).encode())
+        assert (await peer.answer()).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize("name", ["Host", "Connection", "Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions", "X-Any"])
@@ -278,7 +287,6 @@ async def test_a_reset_while_reading_is_told_apart_from_leaving() -> None:
         pytest.param(request_head("//v2"), 404, id="two slashes"),
         pytest.param(request_head("/v2/"), 404, id="slash behind"),
         pytest.param(request_head("http://localhost/v3"), 404, id="absolute form"),
-        pytest.param(request_head(host="localhost").replace(b"GET", b"POST"), 404, id="POST with an upgrade"),
         pytest.param(b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nabc", 405, id="POST"),
         pytest.param(request_head("/" + "a" * 9000), 431, id="too large"),
         pytest.param(request_head(extra=("Sec-WebSocket-Protocol: caf\xe9",)), 400, id="not ASCII"),
@@ -298,6 +306,13 @@ async def test_refusals_reach_the_peer_as_http(raw: bytes, status: int, autojump
         assert house.server.statistics().ended == {f"http {status}": 1}
 
 
+async def test_a_post_opens_no_websocket(autojump_clock: trio.abc.Clock) -> None:
+    async with open_house() as house:
+        peer = house.dial()
+        await peer.send(request_head().replace(b"GET", b"POST"))
+        assert (await peer.answer()).startswith(b"HTTP/1.1 40")
+
+
 @pytest.mark.parametrize(
     ("head", "status"),
     [
@@ -311,6 +326,8 @@ async def test_refusals_reach_the_peer_as_http(raw: bytes, status: int, autojump
             request_head(without=("sec-websocket-version",), extra=("Sec-WebSocket-Version: 8",)), 426, id="version 8"
         ),
         pytest.param(request_head(without=("upgrade",), extra=("Upgrade: notwebsocket",)), 400, id="another upgrade"),
+        pytest.param(request_head(extra=("Upgrade: h2c",)), 400, id="two upgrades"),
+        pytest.param(request_head(extra=("Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",)), 400, id="two keys"),
         pytest.param(request_head().replace(b"HTTP/1.1", b"HTTP/1.0"), 400, id="HTTP/1.0"),
     ],
 )

@@ -422,11 +422,25 @@ async def test_our_close_waits_for_the_answer_of_the_peer_but_not_long(autojump_
         await house.wait_empty()
 
 
+async def test_unread_input_does_not_reset_our_close_frame_away() -> None:
+    """Closing a TCP socket with unread input makes the kernel send a reset, which throws away what was sent."""
+    async with open_house(tcp=True) as house:
+        peer = house.dial_tcp()
+        await peer.shake_hands()
+        await peer.send(frame_of("x" * 100_000))
+        for _ in range(100):
+            await trio.lowlevel.checkpoint()
+        codes = []
+        while (received := await peer.frame()) is not None:  # a reset would raise
+            codes.append(received.close_code)
+        assert codes == [None, 1009]
+
+
 async def test_a_client_that_falls_behind_for_good_is_told_4008(autojump_clock: trio.abc.Clock) -> None:
     async with open_house() as house:
         peer = await house.visit()
         (session,) = house.server.sessions.values()
-        session._subscriber.cut_off("more than a ring behind")
+        session._data._subscriber.cut_off("more than a ring behind")
         assert (await peer.rest())[-1] == Frame(CLOSE, (4008).to_bytes(2) + b"more than a ring behind")
         peer.leave()
 

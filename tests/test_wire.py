@@ -78,4 +78,4 @@ def test_any_text_is_read_or_refused(text):
     try:
         decode_request(text)
     except RequestError as error:
-        assert len(error.text) <= 400
+        assert len(error.text) <= 400  # noqa: PT017 - one of two outcomes

@@ -12,7 +12,7 @@ from typing import Final
 import trio
 
 from feeds.feed import Feed, Supervisor
-from feeds.records import Batch, Event, Marker
+from feeds.records import Batch, Event
 from feeds.replay import ReplayFeed, ReplayOptions, parse_gap
 from feeds.simulate import SimulatedFeed
 from feeds.store import open_recording
@@ -101,15 +101,11 @@ async def serve(options: Options, announce: Callable[[str], None]) -> None:
         market.broadcaster.publish(batch)
         market.gateway.market_moved(batch)
 
-    async def on_marker(marker: Marker) -> None:
-        await market.broadcaster.settle()
-        market.broadcaster.mark(marker)
-
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as connections:  # outermost: what must drain ends last
             async with trio.open_nursery() as tasks:
                 tasks.start_soon(_feed, supervisor, send)
-                tasks.start_soon(bus.pump, receive, on_batch, on_marker)
+                tasks.start_soon(bus.pump, receive, on_batch, market.broadcaster.mark)
                 tasks.start_soon(market.broadcaster.run)
                 tasks.start_soon(market.gateway.run)
                 tasks.start_soon(server.heartbeats)

@@ -118,21 +118,23 @@ class Broadcaster:
         self._published.set()
         self._published = trio.Event()
 
-    async def settle(self) -> None:
-        """Have everything that has happened told to all who can be written to, whatever their intervals."""
+    async def mark(self, marker: Marker) -> None:
+        """Take in a marker. Before a new epoch begins, everybody is told the end of the last one."""
+        if marker.kind == "epoch":
+            await self._settle()
+        self._history.mark(marker)
+        if marker.kind == "epoch":
+            for channel in self._channels.values():
+                channel.topic.reset()
+
+    async def _settle(self) -> None:
+        """Wait until everything that has happened was told to all who can be written to, whatever their intervals."""
         self._hurry = True
         while any(channel.topic.dirty or channel.flush is not None for channel in self._channels.values()):
             self._published.set()
             self._published = trio.Event()
             await self._idle.wait()
         self._hurry = False
-
-    def mark(self, marker: Marker) -> None:
-        """Take in a marker: a new epoch is told to everybody as a snapshot. What was not told yet is gone."""
-        self._history.mark(marker)
-        if marker.kind == "epoch":
-            for channel in self._channels.values():
-                channel.topic.reset()
 
     def _every_ticker_event(self) -> bool:
         return any(key.channel in ("ticker", "ohlc") and key.mode != "merge" for key in self._channels)

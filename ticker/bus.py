@@ -33,4 +33,3 @@ async def pump(
                 on_batch(event)
             else:
                 await on_marker(event)
-            await trio.lowlevel.checkpoint()

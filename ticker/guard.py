@@ -25,13 +25,15 @@ class GuardOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         max_fragments: Frames of one message.
         bytes_per_s: Sustained inbound bytes per second.
         frames_per_s: Sustained inbound frames per second; control frames count.
-        burst_s: How many seconds' worth of both may come at once.
+        control_frames_per_s: Sustained inbound pings, pongs and closes per second: each ping costs an answer.
+        burst_s: How many seconds' worth of each may come at once.
     """
 
     max_message_bytes: Annotated[int, msgspec.Meta(ge=125)] = 16 * 1024
     max_fragments: Annotated[int, msgspec.Meta(ge=1)] = 64
     bytes_per_s: Annotated[float, msgspec.Meta(gt=0)] = 8e6
     frames_per_s: Annotated[float, msgspec.Meta(gt=0)] = 20_000.0
+    control_frames_per_s: Annotated[float, msgspec.Meta(gt=0)] = 100.0
     burst_s: Annotated[float, msgspec.Meta(gt=0)] = 2.0
 
 
@@ -64,6 +66,8 @@ class FrameGuard:
         self._options = options
         self._bytes = TokenBucket(options.bytes_per_s, options.bytes_per_s * options.burst_s, now)
         self._frames = TokenBucket(options.frames_per_s, options.frames_per_s * options.burst_s, now)
+        rate = options.control_frames_per_s
+        self._control_frames = TokenBucket(rate, max(1.0, rate * options.burst_s), now)
         self._header = b""  # an incomplete frame header
         self._skip = 0  # payload bytes of the current frame still to come
         self._message_bytes = 0
@@ -90,15 +94,18 @@ class FrameGuard:
             self._header = b""
             frames += 1
             payload = _payload_size(header)
-            self._count(header[0], payload)
+            self._count(header[0], payload, now)
             taken = min(payload, len(data) - position)
             position += taken
             self._skip = payload - taken
         if frames and self._frames.take(frames, now):
             raise ProtocolViolation(POLICY_VIOLATION, f"more than {self._options.frames_per_s:.0f} frames/s")
 
-    def _count(self, first_byte: int, payload: int) -> None:
+    def _count(self, first_byte: int, payload: int, now: float) -> None:
         if first_byte & 0x08:  # a control frame; its size is wsproto's to check
+            if self._control_frames.take(1, now):
+                limit = f"more than {self._options.control_frames_per_s:.0f} control frames/s"
+                raise ProtocolViolation(POLICY_VIOLATION, limit)
             return
         self._message_bytes += payload
         self._fragments += 1

@@ -6,7 +6,8 @@ module knows HTTP/1.1 and addresses; it must not know what is served.
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+import base64
+import re
 
 import h11
 import msgspec
@@ -18,6 +19,7 @@ from ticker.transport import Transport
 MAX_HEAD_BYTES = 8 * 1024
 HEAD_DEADLINE_S = 5.0
 _ALLOWED = frozenset(range(0x20, 0x7F)) | {0x09, 0x0D, 0x0A}
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 
 
 class BadHead(Exception):
@@ -25,11 +27,13 @@ class BadHead(Exception):
 
     Attributes:
         status: The HTTP status of the answer.
+        headers: What the answer carries besides the usual.
     """
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(text)
         self.status = status
+        self.headers = headers
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -37,21 +41,35 @@ class Head(msgspec.Struct, frozen=True):
 
     Attributes:
         method: "GET".
-        path: Target without the query.
-        headers: Names in lower case.
+        target: Path and query.
+        headers: Names in lower case; several of a name are one list.
+        version: "1.1" or "1.0".
         raw: The bytes up to and including the blank line.
         rest: What the peer sent behind it already.
     """
 
     method: str
-    path: str
+    target: str
     headers: dict[str, str]
+    version: str
     raw: bytes
     rest: bytes
 
     @property
+    def path(self) -> str:
+        """The target without its query."""
+        return self.target.partition("?")[0]
+
+    @property
+    def canonical(self) -> bytes:
+        """The same head with one line for each name: wsproto looks at the last line of a name only."""
+        lines = [f"{self.method} {self.target} HTTP/{self.version}"]
+        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        return "\r\n".join([*lines, "", ""]).encode()
+
+    @property
     def upgrades(self) -> bool:
-        """Whether it asks for a WebSocket."""
+        """Whether it asks for a WebSocket, rightly or not; an offer of HTTP/2 is passed over."""
         return "websocket" in self.headers.get("upgrade", "").lower()
 
 
@@ -114,8 +132,37 @@ def parse_head(raw: bytes, rest: bytes = b"") -> Head:
     for name, value in event.headers:
         key, text = name.decode(), value.decode()
         headers[key] = f"{headers[key]}, {text}" if key in headers else text
-    target = event.target.decode()
-    return Head(event.method.decode(), target.split("?", 1)[0], headers, raw, rest)
+    method, target, version = event.method.decode(), event.target.decode(), event.http_version.decode()
+    if version not in ("1.0", "1.1"):
+        raise BadHead(400, f"HTTP/{version} is not spoken here")
+    return Head(method, target, headers, version, raw, rest)
+
+
+def check_upgrade(head: Head) -> None:
+    """Refuse what is not a WebSocket handshake (RFC 6455 section 4.2.1); trio-websocket would say nothing.
+
+    Raises:
+        BadHead: 400, or 426 for another version of the protocol.
+    """
+    if head.version != "1.1":
+        raise BadHead(400, "a WebSocket handshake is in HTTP/1.1")
+    if _tokens(head, "upgrade") != ["websocket"] or "upgrade" not in _tokens(head, "connection"):
+        raise BadHead(400, "a WebSocket handshake has Upgrade: websocket and Connection: Upgrade")
+    version = head.headers.get("sec-websocket-version")
+    if version is None:
+        raise BadHead(400, "Sec-WebSocket-Version is required")
+    if version != "13":
+        raise BadHead(426, "Sec-WebSocket-Version must be 13", (("sec-websocket-version", "13"),))
+    try:
+        key = base64.b64decode(head.headers.get("sec-websocket-key", ""), validate=True)
+    except ValueError:
+        key = b""
+    if len(key) != 16:
+        raise BadHead(400, "Sec-WebSocket-Key must be 16 bytes in base64")
+
+
+def _tokens(head: Head, name: str) -> list[str]:
+    return [token.strip().lower() for token in head.headers.get(name, "").split(",")]
 
 
 def check_trust(head: Head, options: TrustOptions, bound_host: str) -> None:
@@ -127,19 +174,15 @@ def check_trust(head: Head, options: TrustOptions, bound_host: str) -> None:
     host = head.headers.get("host")
     if host is None:
         raise BadHead(400, "a Host header is required")
-    name = _hostname(f"//{host}")
+    found = _HOST.fullmatch(host)
+    if found is None or int(found[2] or 0) > 65535:
+        raise BadHead(400, "malformed Host")
+    name = found[1].strip("[]").lower()
     allowed = {"localhost", "127.0.0.1", "::1", bound_host, *options.hosts}
-    if name not in allowed:
+    if name not in {known.lower() for known in allowed}:
         raise BadHead(403, f"host {name!r} is not allowed here; add it to [trust] hosts in the configuration")
     origin = head.headers.get("origin")
     if origin is None or origin in options.origins:
         return
     if origin.split("://", 1)[-1] != host or not origin.startswith(("http://", "https://")):
         raise BadHead(403, f"origin {origin!r} is not allowed here; add it to [trust] origins in the configuration")
-
-
-def _hostname(netloc: str) -> str:
-    try:
-        return urlsplit(netloc).hostname or ""
-    except ValueError:
-        raise BadHead(400, "malformed Host") from None

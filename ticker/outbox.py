@@ -146,6 +146,11 @@ class Outbox:
         return OutboxStatistics(self.frames, self._bytes, self._refused, self._backlog_bytes)
 
     @property
+    def sealed(self) -> bool:
+        """Whether nothing more is taken."""
+        return self._sealed
+
+    @property
     def behind(self) -> bool:
         """Whether the socket takes nothing at the moment."""
         return self._behind

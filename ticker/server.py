@@ -18,7 +18,7 @@ import trio_websocket
 from ticker.codec import PING, close_frame, frame
 from ticker.errors import ProtocolViolation
 from ticker.guard import FrameGuard, GuardOptions
-from ticker.head import BadHead, Head, TrustOptions, check_trust, read_head
+from ticker.head import BadHead, Head, TrustOptions, check_trust, check_upgrade, read_head
 from ticker.market import Market
 from ticker.outbox import Outbox
 from ticker.session import Session, SessionOptions
@@ -32,6 +32,8 @@ PATHS: Final = ("/v2", "/", "/ws")
 GOING_AWAY: Final = 1001
 INTERNAL_ERROR: Final = 1011
 NO_PONG: Final = 4009
+#: What trio-websocket finds in frames and does not tell the peer: protocol error, invalid data, too big.
+BROKEN_CODES: Final = (1002, 1007, 1009)
 #: How long an ending connection may take: to accept our Close frame and to answer it.
 CLOSE_TIMEOUT_S: Final = 2.0
 #: trio-websocket answers a valid head at once; this only bounds a defect.
@@ -91,10 +93,19 @@ class GuardedStream(trio.abc.Stream):
         self._transport = transport
         self._outbox = outbox
         self._guard = guard
-        self._head, self._rest = head.raw, head.rest
+        self._head, self._rest = head.canonical, head.rest
         self.opened = trio.Event()
+        self.connection: trio_websocket.WebSocketConnection | None = None
         self.violation: ProtocolViolation | None = None
         self.received_at = trio.current_time()
+
+    @property
+    def broken(self) -> ProtocolViolation | None:
+        """How the peer broke the protocol in the eyes of trio-websocket, if it did."""
+        closed = None if self.connection is None else self.connection.closed
+        if closed is None or self._outbox.sealed or closed.code not in BROKEN_CODES:
+            return None
+        return ProtocolViolation(closed.code, closed.reason or "")
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return the next bytes; ``b""`` at the end or after a violation, which has been answered with a Close."""
@@ -129,7 +140,14 @@ class GuardedStream(trio.abc.Stream):
         await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
-        """Let what was queued go out, tell the peer that nothing follows, and close; 2 s at most."""
+        """Let what was queued go out, tell the peer that nothing follows, and close; 2 s at most.
+
+        trio-websocket closes a stream on which the peer broke the protocol without saying so; the Close frame that
+        RFC 6455 section 7.1.7 asks for is sent here.
+        """
+        broken = self.broken
+        if broken is not None:
+            self._outbox.push(close_frame(broken.close_code, broken.reason))
         self._outbox.seal()
         with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
             await self._outbox.wait_flushed()
@@ -193,6 +211,8 @@ class Server:
 
     async def _serve(self, transport: Transport) -> None:
         try:
+            if self._draining:
+                raise BadHead(503, "the server is stopping")
             if self._full(transport.peer):
                 raise BadHead(503, "too many connections")
             head = await read_head(transport)
@@ -206,6 +226,9 @@ class Server:
                 return
             if head.method != "GET" or head.path not in PATHS:
                 raise BadHead(404, f"WebSockets are at {' '.join(PATHS)}")
+            check_upgrade(head)
+            if self._draining:
+                raise BadHead(503, "the server is stopping")
         except BadHead as error:
             self._ended[f"http {error.status}"] += 1
             await self._web.refuse(transport, error)
@@ -215,9 +238,7 @@ class Server:
     def _full(self, peer: str) -> bool:
         total = self._per_address.total()
         return (
-            self._draining
-            or total > self._options.max_connections
-            or self._per_address[peer] > self._options.max_connections_per_address
+            total > self._options.max_connections or self._per_address[peer] > self._options.max_connections_per_address
         )
 
     async def _websocket(self, transport: Transport, head: Head) -> None:
@@ -245,6 +266,7 @@ class Server:
                 )
                 native = NATIVE in request.proposed_subprotocols
                 connection = await request.accept(subprotocol=NATIVE if native else None)
+            stream.connection = connection
             stream.opened.set()
             session = Session(next(self._ids), outbox, self._market, self._session_options, native=native)
             self.sessions[session.id], self._outboxes[session.id] = session, outbox

@@ -158,6 +158,8 @@ class Session:
             if method is None:
                 raise RequestError(f"Unknown method {request.method[: wire.MAX_ECHO]}", Code.UNKNOWN_METHOD)
             method(request, time_in)
+        except wire.MalformedRequestError as error:
+            self.refuse(error.request, time_in, error)
         except RequestError as error:
             self.refuse(request, time_in, error)
 

@@ -7,6 +7,7 @@ more method, :meth:`Transport.send_nowait`. It knows bytes; it must not know HTT
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import sys
@@ -158,10 +159,11 @@ class Listener(trio.abc.Listener[Transport]):
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._socket)
             except OSError as error:
-                if error.errno not in _GONE_BEFORE_ACCEPT:
+                if error.errno not in _OF_ONE_CONNECTION:
                     raise
             else:
-                _tune(sock)
+                with contextlib.suppress(OSError):  # it may be gone already; the first read says so
+                    _tune(sock)
                 return Transport(sock)
         raise trio.ClosedResourceError
 
@@ -173,8 +175,15 @@ class Listener(trio.abc.Listener[Transport]):
         await trio.lowlevel.checkpoint()
 
 
-#: Errors of ``accept`` that concern a connection which is gone again, not the listener (accept(2)).
-_GONE_BEFORE_ACCEPT = {errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
+#: Errors of ``accept`` that concern one connection, not the listener (accept(2), "Error handling"; EPERM: a firewall).
+_OF_ONE_CONNECTION = {
+    getattr(errno, name)
+    for name in (
+        "ECONNABORTED", "EPROTO", "ENETDOWN", "EHOSTDOWN", "EHOSTUNREACH", "EPERM", "ENETUNREACH", "ENOPROTOOPT",
+        "ENONET", "EOPNOTSUPP",
+    )
+    if hasattr(errno, name)
+}  # fmt: skip
 
 
 def open_listener(host: str, port: int) -> Listener:

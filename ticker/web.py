@@ -53,7 +53,7 @@ class Web:
 
     async def refuse(self, transport: Transport, error: BadHead) -> None:
         """Answer a request that cannot be served."""
-        await _send(transport, error.status, "text/plain", f"{error}\n".encode(), body_wanted=True)
+        await _send(transport, error.status, "text/plain", f"{error}\n".encode(), body_wanted=True, extra=error.headers)
 
     def _page(self, path: str) -> tuple[int, Page]:
         if path in _STATIC:
@@ -67,9 +67,23 @@ class Web:
         raise BadHead(404, f"no page {path}; there are / /healthz /metrics, and the WebSocket at /v2")
 
 
-async def _send(transport: Transport, status: int, kind: str, body: bytes, *, body_wanted: bool) -> None:
+async def _send(
+    transport: Transport,
+    status: int,
+    kind: str,
+    body: bytes,
+    *,
+    body_wanted: bool,
+    extra: tuple[tuple[str, str], ...] = (),
+) -> None:
     content_type = kind if "charset" in kind or kind == "application/json" else f"{kind}; charset=utf-8"
-    headers = [("content-type", content_type), ("content-length", str(len(body))), ("connection", "close"), *_SECURITY]
+    headers = [
+        ("content-type", content_type),
+        ("content-length", str(len(body))),
+        ("connection", "close"),
+        *_SECURITY,
+        *extra,
+    ]
     if status == 405:
         headers.append(("allow", "GET, HEAD"))
     if status == 503:

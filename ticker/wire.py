@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from decimal import Decimal
-from typing import Any, Final, Literal, NoReturn, TypeVar
+from decimal import Decimal, InvalidOperation
+from typing import Any, ClassVar, Final, Literal, NoReturn, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -20,6 +20,8 @@ from ticker.errors import Code, RequestError
 API_VERSION: Final = "v2"
 #: JSON deeper than this is refused; no request needs more than four.
 MAX_DEPTH: Final = 8
+#: No price or quantity is near 1e30, and 1e400 must not become an integer of 400 digits.
+MAX_EXPONENT: Final = 30
 #: How much of a client's text an error repeats.
 MAX_ECHO: Final = 256
 
@@ -80,6 +82,9 @@ class UpdateParams(msgspec.Struct, frozen=True):
 
 class AddOrderParams(msgspec.Struct, frozen=True):
     """Parameters of ``add_order``."""
+
+    #: Fields that are JSON numbers; msgspec would also read a decimal from a string.
+    NUMBERS: ClassVar[tuple[str, ...]] = ("order_qty", "limit_price")
 
     order_type: Literal["limit", "market"]
     side: Literal["buy", "sell"]
@@ -167,6 +172,23 @@ class NativeHeartbeat(msgspec.Struct, frozen=True, kw_only=True):
 #: The WebSocket subprotocol of the native profile.
 NATIVE: Final = "ticker.v1"
 
+
+class MalformedRequestError(RequestError):
+    """JSON that is not a request.
+
+    Attributes:
+        request: What could be read of it, so that the reply says which request it is about.
+    """
+
+    def __init__(self, text: str, raw: object) -> None:
+        super().__init__(text, Code.INVALID_REQUEST)
+        fields = raw if isinstance(raw, dict) else {}
+        method, req_id = fields.get("method"), fields.get("req_id")
+        self.request = Request(
+            method if isinstance(method, str) else "", req_id=req_id if type(req_id) is int else UNSET
+        )
+
+
 HEARTBEAT: Final = b'{"channel":"heartbeat"}'
 
 encode = msgspec.json.Encoder(decimal_format="number").encode
@@ -184,11 +206,11 @@ def decode_request(text: str) -> Request:
     """
     raw = _loads(text)
     if not isinstance(raw, dict) or "method" not in raw:
-        raise RequestError("a request is an object with a method", Code.INVALID_REQUEST)
+        raise MalformedRequestError("a request is an object with a method", raw)
     try:
         return msgspec.convert(raw, Request)
     except msgspec.ValidationError as error:
-        raise RequestError(f"malformed request: {error}", Code.INVALID_REQUEST) from None
+        raise MalformedRequestError(f"malformed request: {error}"[:MAX_ECHO], raw) from None
 
 
 def params_of(request: Request, kind: type[_Params]) -> _Params:
@@ -197,8 +219,13 @@ def params_of(request: Request, kind: type[_Params]) -> _Params:
     Raises:
         RequestError: A field is missing or has the wrong type; the text names it.
     """
+    given = request.params or {}
+    for field in getattr(kind, "NUMBERS", ()):
+        if isinstance(given.get(field), str):
+            text = f"{request.method}: Expected a number, got `str` - at `$.{field}`"
+            raise RequestError(text, Code.INVALID_FIELD, field=field)
     try:
-        return msgspec.convert(request.params or {}, kind)
+        return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
         found = _FIELD.search(str(error))
         text, field = f"{request.method}: {error}"[:MAX_ECHO], found[1] if found else None
@@ -247,8 +274,11 @@ def _depth_over(text: str, limit: int) -> bool:
 
 
 def _number(text: str) -> Decimal:
-    value = Decimal(text)
-    if abs(value.adjusted()) > 30:  # no price or quantity is near 1e30; 1e400 must not become an integer of 400 digits
+    try:
+        value = Decimal(text)
+    except InvalidOperation:  # an exponent beyond what a decimal holds
+        raise ValueError(f"number out of range: {text[:32]}") from None
+    if not value.is_finite() or abs(value.adjusted()) > MAX_EXPONENT:
         raise ValueError(f"number out of range: {text[:32]}")
     return value
 

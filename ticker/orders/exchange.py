@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 import numpy as np
@@ -24,6 +24,9 @@ from feeds.records import BUY, MISSING, SELL, Batch
 from ticker.codec import fixed
 from ticker.errors import Code, RequestError
 from ticker.history import History
+
+#: Orders beyond this are refused before anything is computed with them.
+MAX_DIGITS: Final = len(str(MAX_UNITS))
 
 Status = Literal["new", "partially_filled", "filled", "canceled"]
 ExecType = Literal["new", "trade", "filled", "canceled"]
@@ -323,13 +326,14 @@ def units_of(value: Decimal, precision: int, increment: int, what: str) -> int:
     Raises:
         RequestError: It is not above zero, too large, or not a multiple of the increment.
     """
+    if not value.is_finite() or value <= 0 or value.adjusted() + precision > MAX_DIGITS:
+        raise RequestError(f"EOrder:Invalid {what}: must be above 0 and below the largest value", Code.INVALID_ORDER)
     units = value.scaleb(precision)
     if units != units.to_integral_value() or int(units) % increment:
-        raise RequestError(
-            f"EOrder:Invalid {what}: must be a multiple of {fixed(increment, precision)}", Code.INVALID_ORDER
-        )
-    if not 0 < units <= MAX_UNITS:
-        raise RequestError(f"EOrder:Invalid {what}: must be above 0 and below the largest value", Code.INVALID_ORDER)
+        step = fixed(increment, precision)
+        raise RequestError(f"EOrder:Invalid {what}: must be a multiple of {step}", Code.INVALID_ORDER)
+    if units > MAX_UNITS:
+        raise RequestError(f"EOrder:Invalid {what}: must be below the largest value", Code.INVALID_ORDER)
     return int(units)
 
 

@@ -114,7 +114,7 @@ class Gateway:
         instrument_id = self._listings.instrument_of[listing]
         instrument = self._listings.instruments[instrument_id]
         cl_ord_id = "" if params.cl_ord_id is msgspec.UNSET else params.cl_ord_id
-        if cl_ord_id and not CL_ORD_ID.fullmatch(cl_ord_id):
+        if params.cl_ord_id is not msgspec.UNSET and not CL_ORD_ID.fullmatch(cl_ord_id):
             raise RequestError("EOrder:Invalid cl_ord_id: 1 to 36 of A-Z a-z 0-9 _ -", Code.INVALID_ORDER)
         limit = None
         if params.order_type == "limit":

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
 from feeds.records import I32, Batch
 from ticker import binary
 from ticker.codec import frame
-from ticker.history import History
+from ticker.history import History, TickerRow
 from ticker.listings import Listings
-from ticker.topics.topic import EMPTY, Flush, Mark, Piece, Topic, TopicKey, joined
+from ticker.topics.topic import EMPTY, NOTHING, CatchUp, Flush, Mark, Marks, OnSlow, Piece, Topic, TopicKey, joined
+
+#: More snapshots than fit a part of a catch-up.
+SNAPSHOTS_AT_ONCE: Final = 1024
 
 
 class TickerTopic(Topic):
@@ -20,6 +24,7 @@ class TickerTopic(Topic):
     def __init__(self, key: TopicKey, history: History, listings: Listings) -> None:
         position = history.quote_position if key.variant == "bbo" else history.trade_position
         super().__init__(key, history, listings, position)
+        self._prepared: dict[int, TickerRow] = {}  # rows of a catch-up under way, by instrument
         self._latest: dict[int, str] = {}  # by listing: the row that was told last
 
     def _adopt(self, donor: Topic, listing: int, instrument: int) -> None:
@@ -27,11 +32,6 @@ class TickerTopic(Topic):
         assert isinstance(donor, TickerTopic)
         if listing in donor._latest:
             self._latest[listing] = donor._latest[listing]
-
-    def _listing_wanted(self, listing: int, instrument: int) -> None:
-        if self._history.known(instrument):
-            (row,) = self._history.ticker_rows(np.array([instrument], np.int32))
-            self._latest[listing] = self._codecs[listing].ticker(row.values, row.ts)
 
     def _listing_unwanted(self, listing: int) -> None:
         self._latest.pop(listing, None)
@@ -81,14 +81,39 @@ class TickerTopic(Topic):
         start = self._say("snapshot", row, None, position, 0)
         return joined([start, super()._piece_of_rows(listing, position, rows[1:])])
 
+    def _present(self, listing: int) -> Mark:
+        """What was told last, if it is kept; else a subscriber that returns gets ahead of the others."""
+        if listing in self._latest:
+            return self.mark(listing)
+        return self._at(int(self._position[self._listings.instrument_of[listing]]))
+
     def _merged(self, listing: int, mark: Mark, told: Mark) -> Piece:
-        return self._say("update", self._latest[listing], mark.position, told.position, 1)
+        text = self._latest.get(listing)
+        if text is None:
+            row = self._row(self._listings.instrument_of[listing])
+            text = self._codecs[listing].ticker(row.values, row.ts)
+        return self._say("update", text, mark.position, told.position, 1)
+
+    def catch_up(self, marks: Marks, on_slow: OnSlow) -> CatchUp:
+        """See :meth:`Topic.catch_up`; a newcomer's many snapshots are computed together."""
+        fresh = [listing for listing, mark in marks.items() if mark is NOTHING][:SNAPSHOTS_AT_ONCE]
+        instruments = [self._listings.instrument_of[listing] for listing in fresh]
+        rows = self._history.ticker_rows(np.array(instruments, np.int32)) if len(fresh) > 1 else []
+        self._prepared = dict(zip(instruments, rows, strict=False))
+        try:
+            return super().catch_up(marks, on_slow)
+        finally:
+            self._prepared = {}
+
+    def _row(self, instrument: int) -> TickerRow:
+        row = self._prepared.get(instrument)
+        return self._history.ticker_rows(np.array([instrument], np.int32))[0] if row is None else row
 
     def _snapshot(self, listing: int) -> tuple[Piece, Mark]:
         instrument = self._listings.instrument_of[listing]
         if not self._history.known(instrument):
             return EMPTY, self.mark(listing)
-        (row,) = self._history.ticker_rows(np.array([instrument], np.int32))
+        row = self._row(instrument)
         position = int(self._position[instrument])
         text = self._codecs[listing].ticker(row.values, row.ts)
         return self._say("snapshot", text, None, position, 0), self._at(position)
@@ -125,9 +150,6 @@ class PackedTickerTopic(TickerTopic):
         ):
             flush.pieces[listing] = Piece(record, last - p if p else 0, 1 if p else 0)
             flush.before[listing] = self._at(p)
-
-    def _listing_wanted(self, listing: int, instrument: int) -> None:
-        """Nothing is kept for those who fall behind: a record is made anew from the present state."""
 
     def _present(self, listing: int) -> Mark:
         return self._at(int(self._position[self._listings.instrument_of[listing]]))

@@ -181,7 +181,6 @@ class Topic(ABC):
                     self._told[instrument] = self._seen[instrument] = self._position[instrument]
                     self._first_wanted(instrument)
                 self._wanted[instrument].append(listing)
-                self._listing_wanted(listing, instrument)
                 if donor is not None and instrument in fresh:
                     self._adopt(donor, listing, instrument)
 
@@ -215,9 +214,6 @@ class Topic(ABC):
 
     def _last_unwanted(self, instrument: int) -> None:  # noqa: B027
         """Nobody wants an instrument any more."""
-
-    def _listing_wanted(self, listing: int, instrument: int) -> None:  # noqa: B027
-        """Somebody wants an instrument under this name."""
 
     def _listing_unwanted(self, listing: int) -> None:  # noqa: B027
         """Nobody wants this name any more."""
