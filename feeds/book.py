@@ -269,6 +269,7 @@ class Books:
     def __init__(self, *, marks_last: bool = True) -> None:
         self._marks_last = marks_last
         self._lines: dict[int, _Line] = {}
+        self._unfinished: dict[_Line, None] = {}  # those with an open snapshot
 
     def __getitem__(self, instrument: int) -> Book:
         """Return the book of an instrument by its dense id; always the same object until :meth:`reset`."""
@@ -310,10 +311,12 @@ class Books:
                 yield BookEvent(instrument, ts_recv, ts_event, bool(flags & SNAPSHOT))
             elif flags & SNAPSHOT:
                 line.unfinished = BookEvent(instrument, ts_recv, ts_event, True)
+                self._unfinished[line] = None
 
     def flush(self) -> Iterator[BookEvent]:
         """End the snapshots that wait for a further row, as when the stream ends, and yield their events."""
-        for line in list(self._lines.values()):  # the caller may ask for a new book in between
+        unfinished, self._unfinished = self._unfinished, {}
+        for line in unfinished:
             ended, line.unfinished = line.unfinished, None
             if ended is not None:
                 yield ended
@@ -326,6 +329,7 @@ class Books:
     def reset(self) -> None:
         """Forget everything, as at a new epoch; books handed out before are no longer kept up."""
         self._lines.clear()
+        self._unfinished.clear()
 
     def _line(self, instrument: int) -> _Line:
         line = self._lines.get(instrument)

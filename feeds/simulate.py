@@ -40,6 +40,14 @@ _SYMBOL: Final = re.compile(r"[A-Z0-9._-]{1,16}/[A-Z0-9]{2,8}")
 NS_PER_MS: Final = 1_000_000
 
 
+#: Beyond this the books of a market with many symbols would cost more than all its ticks.
+BOOKS_PER_S: Final = 1_000
+
+
+#: Ticks in a window from which on windows are sent several at once.
+BUSY_WINDOW: Final = 200
+
+
 class SimulationOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is simulated; together with the seed it fixes every row.
 
@@ -51,7 +59,8 @@ class SimulationOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         start_ns: Market time of the first event, ns UTC; None for the wall time at which the feed is created.
         trade_share: Trades among trades and quotes, 0 to 1.
         book_levels: Price levels on each side of a book.
-        book_interval_ms: Market time between two publications of one symbol's book, a multiple of ``window_ms``.
+        book_interval_ms: Market time between two publications of one symbol's book, a multiple of ``window_ms``;
+            0: 100 ms, or longer where there are so many symbols that more than 1,000 books a second would come.
         window_ms: Market time that is computed and sent at once.
     """
 
@@ -62,7 +71,7 @@ class SimulationOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     start_ns: int | None = None
     trade_share: float = 0.2
     book_levels: int = 25
-    book_interval_ms: int = 100
+    book_interval_ms: int = 0
     window_ms: int = 10
 
 
@@ -82,16 +91,26 @@ def _check(options: SimulationOptions) -> None:
         ("trade_share", 0 <= options.trade_share <= 1, "0 to 1"),
         ("book_levels", 1 <= options.book_levels <= 1_000, "1 to 1000"),
         ("window_ms", 1 <= options.window_ms <= 100, "1 to 100"),
-        ("book_interval_ms", options.book_interval_ms <= 60_000, "at most 60000"),
+        ("book_interval_ms", 0 <= options.book_interval_ms <= 60_000, "0, or at most 60000"),
     )
     for name, fine, what in allowed:
         if not fine:
             raise OptionError(f"{name}: {_shortly(getattr(options, name))} is not allowed; allowed is {what}")
-    if options.book_interval_ms < 1 or options.book_interval_ms % options.window_ms:
+
+
+def _completed(options: SimulationOptions, start_ns: int) -> SimulationOptions:
+    """Return the options with what they leave open filled in."""
+    window = options.window_ms
+    books = options.book_interval_ms
+    if not books:
+        shortest = max(100.0, 1_000 * len(options.symbols) / BOOKS_PER_S)
+        books = min(math.ceil(shortest / window), 60_000 // window) * window
+    options = msgspec.structs.replace(options, start_ns=start_ns, book_interval_ms=books)
+    if books % window:
         raise OptionError(
-            f"book_interval_ms: {options.book_interval_ms} is not allowed; allowed is a multiple of window_ms, "
-            f"which is {options.window_ms}"
+            f"book_interval_ms: {books} is not allowed; allowed is a multiple of window_ms, which is {window}"
         )
+    return options
 
 
 def _shortly(value: object) -> str:
@@ -121,7 +140,7 @@ class SimulatedFeed:
         if not speed > 0:
             raise OptionError(f"speed: {speed} is not allowed; allowed is any number above 0, and inf")
         self._start_ns = clock.wall_ns() if options.start_ns is None else options.start_ns
-        self.options = msgspec.structs.replace(options, start_ns=self._start_ns)
+        self.options = _completed(options, self._start_ns)
         self.speed = speed
         self._pairs = [models.pair(symbol) for symbol in options.symbols]
         self.instruments = Instruments(map(_instrument, options.symbols, self._pairs))
@@ -139,6 +158,9 @@ class SimulatedFeed:
     async def run(self, out: trio.abc.SendChannel[Event]) -> None:
         """Write an epoch marker, then the windows, each when its end is due; endless.
 
+        A busy market sends several at once, as many as are computed at once: a batch of a hundred ticks costs its
+        readers as much as one of a thousand.
+
         Called again, it begins again with the first window's random numbers, at the market time that has been
         reached. A cancel loses the window that was being sent; the next run does not depend on it.
         """
@@ -147,7 +169,9 @@ class SimulatedFeed:
         self._clock = clock.ReplayClock(start_ns, trio.current_time(), self.speed)
         reason = "the simulation begins again" if again else "the simulation begins"
         await out.send(Marker(kind="epoch", ts=start_ns, reason=reason))
-        for batch in _Market(self.options, self._pairs, start_ns).batches():
+        market = _Market(self.options, self._pairs, start_ns)
+        busy = self.options.rate * self.options.window_ms / 1_000 >= BUSY_WINDOW
+        for batch in market.spans() if busy else market.batches():
             due = self._clock.due(batch.ts)
             if due > trio.current_time():
                 await trio.sleep_until(due)
@@ -213,10 +237,18 @@ class _Market:
         self._due_window = [slot[ids] % self._span for ids in self._due]
 
     def batches(self) -> Iterator[Batch]:
-        """Return the opening and then the windows."""
+        """Yield the opening and then the windows."""
+        spans = self.spans()
+        yield next(spans)
+        for span in spans:
+            ends = span.ts - self._window_ns * np.arange(self._span - 1, -1, -1)
+            yield from _cut(ends, span.trades, span.quotes, span.levels)
+
+    def spans(self) -> Iterator[Batch]:
+        """Yield the same rows with a whole span in each batch."""
         yield self._opening()
         for span in itertools.count():
-            yield from self._next_span(span % len(self._due))
+            yield self._next_span(span % len(self._due))
 
     def _opening(self) -> Batch:
         """Return one quote of each symbol, so that every one has a price from the start."""
@@ -229,8 +261,8 @@ class _Market:
         trades, quotes = _tables(events, self._now_ns, seq)
         return Batch(ts=self._now_ns, trades=trades, quotes=quotes)
 
-    def _next_span(self, place: int) -> Iterator[Batch]:
-        """Return the windows of the next span, which is at ``place`` in its book interval."""
+    def _next_span(self, place: int) -> Batch:
+        """Return the next span, which is at ``place`` in its book interval."""
         for stream in self._streams:
             stream.refill()
         of_counts, uniforms, normals, _ = self._streams
@@ -245,7 +277,7 @@ class _Market:
         trades, quotes = _tables(events, self._now_ns, seq)
         self._seq += len(seq) + len(levels)
         self._now_ns = int(ends[-1])
-        return _cut(ends, trades, quotes, levels)
+        return Batch(ts=self._now_ns, trades=trades, quotes=quotes, levels=levels)
 
     def _publish(self, place: int, events: _Events, counts: I64, ends: I64, seq: I64) -> Levels:
         """Return the books that are due in a span; those of window *w* are numbered from ``seq[w]`` on."""

@@ -3,6 +3,7 @@
 import json
 from decimal import Decimal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,8 @@ from feeds.analytics import Candle
 from feeds.instruments import MAX_UNITS, Instrument
 from feeds.records import BUY, MISSING, NO_SIDE, SELL
 from tests.scripted import START_NS, frames
-from ticker.codec import RowCodec, close_frame, fixed, frame, message, rfc3339
+from ticker.codec import RowCodec, close_frame, fixed, frame, message, rfc3339, rfc3339_column
+from ticker.history import TickerColumns
 
 UNITS = st.integers(-MAX_UNITS, MAX_UNITS)
 
@@ -51,6 +53,8 @@ def test_fixed_point_is_exact_for_any_integer(units, precision):
 def test_a_timestamp_has_microseconds():
     assert rfc3339(START_NS + 1_234_567_890) == "2026-01-02T09:04:32.234567Z"
     assert rfc3339(0) == "1970-01-01T00:00:00.000000Z"
+    instants = np.array([0, START_NS, START_NS + 1_234_567_890, START_NS + 999_999_999])
+    assert rfc3339_column(instants) == [rfc3339(ns) for ns in instants.tolist()]
 
 
 @given(price=UNITS, qty=st.integers(0, MAX_UNITS), precisions=st.tuples(st.integers(0, 9), st.integers(0, 9)))
@@ -64,14 +68,24 @@ def test_rows_print_the_exact_digits_of_their_integers(price, qty, precisions):
 
 @given(values=st.lists(st.integers(1, MAX_UNITS), min_size=9, max_size=9), change=UNITS, quoted=st.booleans())
 def test_the_ticker_template_and_its_slow_twin_say_the_same(values, change, quoted):
-    row = (*values, change, -1.25)
+    columns = TickerColumns(tuple(np.array([v]) for v in (*values, change, -1.25)), np.array([START_NS]))
+    ((row, exact),) = columns.rows(np.array([1e2]), np.array([1e8]))
+    assert exact is None
     printer = codec(quoted=quoted)
-    assert printer.ticker(row, START_NS) == printer._partial_ticker(row, START_NS)
+    assert printer.ticker(row, None) == printer.ticker(row, (*values, change, -1.25))
+
+
+def test_columns_say_which_rows_a_double_cannot():
+    rows = np.array([[1, 1, 2, 1, 1, volume, 1, 1, 1, 0, 0] for volume in (5, 2**52 + 1, 5)])
+    rows[2][0] = MISSING
+    columns = TickerColumns(tuple(rows.T), np.array([START_NS] * 3))
+    exact = [row[1] for row in columns.rows(np.ones(3), np.ones(3))]
+    assert exact == [None, tuple(rows[1].tolist()), tuple(rows[2].tolist())]
 
 
 def test_a_ticker_without_a_bid_or_a_trade_says_null():
     row = (MISSING, 0, 10012, 5, MISSING, 0, 0.0, MISSING, MISSING, MISSING, 0.0)
-    printed = json.loads(codec().ticker(row, START_NS))
+    printed = json.loads(codec().ticker(("T",), row))
     assert (printed["bid"], printed["ask"], printed["last"]) == (None, 100.12, None)
     assert [printed[key] for key in ("vwap", "low", "high", "change", "change_pct")] == [None] * 5
     assert printed["volume"] == 0
@@ -80,7 +94,7 @@ def test_a_ticker_without_a_bid_or_a_trade_says_null():
 def test_a_volume_beyond_a_doubles_precision_is_printed_exactly():
     volume = 2**60 + 1
     row = (1, 1, 2, 1, 1, volume, 1.0, 1, 1, 0, 0.0)
-    assert f'"volume":{fixed(volume, 8)},' in codec().ticker(row, START_NS)
+    assert f'"volume":{fixed(volume, 8)},' in codec().ticker(("T",), row)
     candle = Candle(0, 1, 1, 1, 1, volume, 1.0, 3)
     assert f'"volume":{fixed(volume, 8)},' in codec().candle(candle, 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import resource
 import signal
@@ -94,6 +95,7 @@ async def serve(options: Options, announce: Callable[[str], None]) -> None:
     server = Server(market, web, options.server, session=options.session, guard=options.guard, trust=options.trust)
     metrics = Metrics(market, server, supervisor)
     _allow_many_files()
+    _calm_collector()
     listener = open_listener(options.server.host, options.server.port)
     send, receive = bus.open_bus()
 
@@ -146,6 +148,17 @@ def _health(market: Market, supervisor: Supervisor) -> tuple[bool, dict[str, obj
 def _address(host: str, port: int) -> str:
     netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return f"ticker listening on ws://{netloc}/v2 (http://{netloc}/)"
+
+
+def _calm_collector() -> None:
+    """Have the garbage collector look less often, and never again at what was made so far.
+
+    A market keeps hundreds of thousands of small objects that live long and hold no cycles; collecting as often as
+    Python does by default cost a fifth of the encoding time at 10,000 ticker rows/s.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def _allow_many_files() -> None:

@@ -96,7 +96,7 @@ class Broadcaster:
         self._idle = trio.Event()
         self._hurry = False
         self.published_at = -math.inf
-        self._late: deque[float] = deque(maxlen=4096)
+        self._late: deque[float] = deque(maxlen=1024)
         self._counts = dict.fromkeys(("batches", "events", "sweeps", "buffers", "fallen_behind", "cut_off"), 0)
         self._heard = heard
 
@@ -284,8 +284,8 @@ class Broadcaster:
         marks: Marks = {listing: channel.topic.mark(listing) for listing in group.listings}
         untold = channel.flush is not None and subscription.swept != channel.sweep
         if channel.flush is not None and untold:
-            before = channel.flush.before
-            marks.update((listing, before[listing]) for listing in marks.keys() & before.keys())
+            flush = channel.flush
+            marks |= {listing: channel.topic.before(flush, listing) for listing in marks.keys() & flush.before.keys()}
         subscription.leave(group.flushed if untold else EMPTY)
         subscription.marks = marks
         if not group.members:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -19,22 +19,25 @@ import numpy.typing as npt
 
 from feeds.analytics import Candles, DayStatistics
 from feeds.book import BookEvent, Books
-from feeds.instruments import Instruments
+from feeds.instruments import MAX_UNITS, Instruments
 from feeds.records import I32, I64, MISSING, Batch, Levels, Marker, Quotes, Trades
+from ticker.codec import rfc3339_column
+
+F64 = npt.NDArray[np.float64]
 
 #: A trade as a snapshot shows it: side, price ticks, qty lots, trade id, time ns.
 Print = tuple[int, int, int, int, int]
 
 
-class TickerRow(msgspec.Struct, frozen=True):
-    """One instrument's ticker: the arguments of :meth:`ticker.codec.RowCodec.ticker`."""
-
-    values: Sequence[float]
-    ts: int
+#: A ticker in units of price and quantity, as :meth:`ticker.codec.RowCodec.ticker` prints it; where a double cannot say
+#: it all, the same in ticks and lots.
+TickerRow = tuple[tuple[float | str, ...], tuple[float, ...] | None]
 
 
 class TickerColumns(msgspec.Struct, frozen=True):
     """The ticker of several instruments.
+
+    Columns of floats are divided by their scales all at once; rows are made of them only to be printed.
 
     Attributes:
         values: bid, bid_qty, ask, ask_qty, last, volume, vwap, low, high, change in ticks and lots, and change_pct in
@@ -44,6 +47,26 @@ class TickerColumns(msgspec.Struct, frozen=True):
 
     values: tuple[npt.NDArray[Any], ...]
     ts: I64
+
+    def rows(self, price_scale: F64, qty_scale: F64) -> list[TickerRow]:
+        """Return a row for each instrument.
+
+        Args:
+            price_scale: Ticks per unit of price, shape ``(m,)``.
+            qty_scale: Lots per unit of quantity, shape ``(m,)``.
+        """
+        bid, bid_qty, ask, ask_qty, last, volume, vwap, low, high, change, change_pct = self.values
+        p, q = price_scale, qty_scale
+        whole = (bid != MISSING) & (ask != MISSING) & (last != MISSING) & (volume <= MAX_UNITS)
+        scaled = (
+            bid / p, bid_qty / q, ask / p, ask_qty / q, last / p, volume / q, vwap / p, low / p, high / p, change / p,
+            change_pct,
+        )  # fmt: skip
+        exact: list[tuple[float, ...] | None] = [None] * len(bid)
+        for k in np.flatnonzero(~whole).tolist():
+            exact[k] = tuple(column[k].item() for column in self.values)
+        printable = zip(*[column.tolist() for column in scaled], rfc3339_column(self.ts), strict=True)
+        return list(zip(printable, exact, strict=True))
 
 
 class History:
@@ -142,9 +165,10 @@ class History:
         np.maximum.at(self._row_ts, trades.instrument, times)
         traded = trades.instrument[trades.qty > 0]
         self.candle_position += np.bincount(traded, minlength=len(self.instruments))
-        for i, *print_ in prints(trades):
-            self._prints[i].append(tuple(print_))  # type: ignore[arg-type]
-            self._print_order.append(i)
+        ids = trades.instrument.tolist()
+        for i, print_ in zip(ids, prints(trades), strict=True):
+            self._prints[i].append(print_)
+        self._print_order.extend(ids)
         while len(self._print_order) > self.RING_ROWS:
             kept = self._prints[self._print_order.popleft()]
             if len(kept) > self.SNAPSHOT_TRADES:
@@ -192,10 +216,9 @@ class History:
         return TickerColumns(values, self._row_ts[ids])
 
     def ticker_rows(self, ids: I32) -> list[TickerRow]:
-        """Return the same as rows of plain numbers."""
-        columns = self.ticker_columns(ids)
-        values = zip(*[column.tolist() for column in columns.values], strict=True)
-        return [TickerRow(row, ts) for row, ts in zip(values, columns.ts.tolist(), strict=True)]
+        """Return the same as rows to print."""
+        scales = self.instruments.price_scale[ids], self.instruments.qty_scale[ids]
+        return self.ticker_columns(ids).rows(*scales)
 
     def known(self, instrument: int) -> bool:
         """Whether anything was quoted or traded in this epoch."""
@@ -215,9 +238,9 @@ def event_times(table: Trades | Quotes) -> I64:
     return np.where(table.ts_event == MISSING, table.ts_recv, table.ts_event)
 
 
-def prints(trades: Trades) -> Iterator[tuple[int, int, int, int, int, int]]:
-    """Return (instrument, side, price, qty, trade_id, time ns) of each row, as plain ints."""
-    columns = (trades.instrument, trades.side, trades.price, trades.qty, trades.trade_id, event_times(trades))
+def prints(trades: Trades) -> Iterator[Print]:
+    """Yield each row as plain numbers."""
+    columns = (trades.side, trades.price, trades.qty, trades.trade_id, event_times(trades))
     return zip(*[column.tolist() for column in columns], strict=True)
 
 

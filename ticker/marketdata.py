@@ -41,6 +41,9 @@ class Client(Protocol):
     def send(self, message: msgspec.Struct) -> None:
         """Send a message that must arrive."""
 
+    def flush(self) -> None:
+        """Send the replies so far."""
+
 
 class MarketData:
     """The subscriptions of one session to channels of market data.
@@ -107,6 +110,7 @@ class MarketData:
             ext = _ext(subscription, outcome, standing) if self._native else None
             self._client.accept(request, time_in, result, ext)
         if subscription is not None:
+            self._client.flush()
             self._broadcaster.begin(subscription, marks)
 
     def _join(self, wish: Wish, added: list[int]) -> Subscription:
@@ -171,6 +175,7 @@ class MarketData:
             else:
                 result = {"channel": wish.key.channel, "symbol": symbol}
                 self._client.accept(request, time_in, result, {"sub_id": subscription.id})
+                self._client.flush()
                 self._broadcaster.resync(subscription, listing)
 
     def _find(self, key: TopicKey, symbol: str) -> tuple[Subscription, int]:
@@ -193,6 +198,7 @@ class MarketData:
         wanted = checked_interval(params.interval_ms)
         granted = 0 if subscription.key.mode == "raw" else wanted
         self._client.accept(request, time_in, {"sub_id": subscription.id, "interval_ms": granted})
+        self._client.flush()
         self._broadcaster.retune(subscription, msgspec.structs.replace(subscription.key, interval_ms=granted))
 
     def list(self, request: Request, time_in: str) -> None:

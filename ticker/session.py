@@ -76,6 +76,7 @@ class Session:
             limit=options.max_subscriptions,
             cut_off=lambda reason: self.end(SLOW_CONSUMER, reason),
         )
+        self._replies: list[bytes] | None = None  # while a message is answered: its replies so far
         self._reads_instruments = False
         self._beaten_at = 0
         self._methods: dict[str, Callable[[Request, str], None]] = {
@@ -138,7 +139,14 @@ class Session:
 
     def send(self, message: msgspec.Struct) -> None:
         """Send a message that must arrive."""
+        self.flush()
         self._outbox.push(frame(wire.encode(message)))
+
+    def flush(self) -> None:
+        """Send the replies so far: a thousand symbols are acknowledged in one go."""
+        if self._replies:
+            self._outbox.push(b"".join(self._replies))
+            self._replies.clear()
 
     # Requests
 
@@ -146,6 +154,7 @@ class Session:
         """Answer one message of the client; a request that is refused is answered too."""
         time_in = rfc3339(clock.wall_ns())
         request = Request("")
+        self._replies = []
         try:
             wait = self._bucket.take(1, trio.current_time())
             if wait:
@@ -162,6 +171,9 @@ class Session:
             self.refuse(error.request, time_in, error)
         except RequestError as error:
             self.refuse(request, time_in, error)
+        finally:
+            self.flush()
+            self._replies = None
 
     def accept(self, request: Request, time_in: str, result: dict[str, Any], ext: dict[str, Any] | None = None) -> None:
         """Send the reply to a request that was done; ``ext`` is for native clients."""
@@ -185,7 +197,11 @@ class Session:
             req_id=request.req_id,
             **fields,
         )
-        self.send(reply)
+        data = frame(wire.encode(reply))
+        if self._replies is None:
+            self._outbox.push(data)
+        else:
+            self._replies.append(data)
 
     def _ping(self, request: Request, time_in: str) -> None:
         time_out = rfc3339(clock.wall_ns())

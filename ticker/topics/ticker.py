@@ -49,7 +49,7 @@ class TickerTopic(Topic):
             positions = self._position[ids].tolist()
             for i, position, row in zip(ids.tolist(), positions, self._history.ticker_rows(ids), strict=True):
                 for listing in self._wanted[i]:
-                    self._enter(listing, position, self._codecs[listing].ticker(row.values, row.ts))
+                    self._enter(listing, position, self._codecs[listing].ticker(*row))
 
     def _collect_state(self, flush: Flush) -> None:
         ids = np.flatnonzero((self._position > self._told) & self._mask).astype(np.int32)
@@ -57,12 +57,17 @@ class TickerTopic(Topic):
             return
         before, now = self._told[ids].tolist(), self._position[ids].tolist()
         self._told[ids] = self._position[ids]
-        codecs, wanted, latest = self._codecs, self._wanted, self._latest
+        codecs, wanted, latest, native = self._codecs, self._wanted, self._latest, self.key.native
         for i, prev, last, row in zip(ids.tolist(), before, now, self._history.ticker_rows(ids), strict=True):
             for listing in wanted[i]:
-                text = latest[listing] = codecs[listing].ticker(row.values, row.ts)
-                flush.pieces[listing] = self._update(text, prev, last)
-                flush.before[listing] = self._at(prev)
+                text = latest[listing] = codecs[listing].ticker(*row)
+                if not prev:
+                    flush.pieces[listing] = self._update(text, prev, last)
+                else:  # _update, written out: these few lines are a fifth of what 10,000 rows/s cost
+                    pos = f'"pos":{self._pos(prev, last, 1, 0)},' if native else ""
+                    data = f'{{"channel":"ticker","type":"update",{pos}"data":[{text}]}}'
+                    flush.pieces[listing] = Piece(frame(data.encode()), last - prev, 1)
+                flush.before[listing] = prev
 
     def _update(self, row: str, prev: int, last: int) -> Piece:
         """Return a message of one row; the first of an epoch is a snapshot for everybody."""
@@ -91,7 +96,7 @@ class TickerTopic(Topic):
         text = self._latest.get(listing)
         if text is None:
             row = self._row(self._listings.instrument_of[listing])
-            text = self._codecs[listing].ticker(row.values, row.ts)
+            text = self._codecs[listing].ticker(*row)
         return self._say("update", text, mark.position, told.position, 1)
 
     def catch_up(self, marks: Marks, on_slow: OnSlow) -> CatchUp:
@@ -115,7 +120,7 @@ class TickerTopic(Topic):
             return EMPTY, self.mark(listing)
         row = self._row(instrument)
         position = int(self._position[instrument])
-        text = self._codecs[listing].ticker(row.values, row.ts)
+        text = self._codecs[listing].ticker(*row)
         return self._say("snapshot", text, None, position, 0), self._at(position)
 
     def reset(self) -> None:
@@ -149,7 +154,7 @@ class PackedTickerTopic(TickerTopic):
             listings, before, now, self._records(rows, listings, prev, now), strict=True
         ):
             flush.pieces[listing] = Piece(record, last - p if p else 0, 1 if p else 0)
-            flush.before[listing] = self._at(p)
+            flush.before[listing] = p
 
     def _present(self, listing: int) -> Mark:
         return self._at(int(self._position[self._listings.instrument_of[listing]]))

@@ -109,11 +109,11 @@ class Flush(NamedTuple):
 
     Attributes:
         pieces: By listing.
-        before: By listing: the mark of a subscriber that does not get them.
+        before: By listing: the mark of a subscriber that does not get them; an int stands for a plain position.
     """
 
     pieces: dict[int, Piece]
-    before: Marks
+    before: dict[int, Mark | int | None]
 
 
 class CatchUp(NamedTuple):
@@ -272,6 +272,11 @@ class Topic(ABC):
     def _tell(self, instrument: int, position: int) -> None:
         """Note that everybody in step knows an instrument up to a position."""
         self._told[instrument] = position
+
+    def before(self, flush: Flush, listing: int) -> Mark | None:
+        """Return the mark of a subscriber that does not get a flush."""
+        mark = flush.before[listing]
+        return self._at(mark) if isinstance(mark, int) else mark
 
     def _at(self, position: int, state: Any = None) -> Mark:  # noqa: ANN401 - the topic's own
         return Mark(position, self._history.epoch, state)
