@@ -96,7 +96,7 @@ class Broadcaster:
         self._idle = trio.Event()
         self._hurry = False
         self.published_at = -math.inf
-        self._late: deque[float] = deque(maxlen=1024)
+        self._late: deque[float] = deque(maxlen=256)
         self._counts = dict.fromkeys(("batches", "events", "sweeps", "buffers", "fallen_behind", "cut_off"), 0)
         self._heard = heard
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from ticker.history import History
@@ -12,7 +13,8 @@ from ticker.topics.ticker import PackedTickerTopic, TickerTopic
 from ticker.topics.topic import Topic, TopicKey
 from ticker.topics.trade import TradeTopic
 
-_TOPICS: Final[dict[str, type[TickerTopic | TradeTopic | BookTopic | OhlcTopic]]] = {
+#: What makes the topics of each channel.
+KINDS: Final[dict[str, Callable[[TopicKey, History, Listings], Topic]]] = {
     "ticker": TickerTopic,
     "trade": TradeTopic,
     "book": BookTopic,
@@ -22,5 +24,5 @@ _TOPICS: Final[dict[str, type[TickerTopic | TradeTopic | BookTopic | OhlcTopic]]
 
 def open_topic(key: TopicKey, history: History, listings: Listings) -> Topic:
     """Return a new topic that nobody wants anything of yet."""
-    kind = PackedTickerTopic if key.packed else _TOPICS[key.channel]
+    kind = PackedTickerTopic if key.packed else KINDS[key.channel]
     return kind(key, history, listings)

@@ -20,13 +20,15 @@ from feeds.feed import Supervisor
 from feeds.instruments import Instrument, Instruments
 from feeds.records import Batch, Event, Marker, Quotes, Trades
 from tests.benchmarks.peers.tick import end_after, tick_frame
-from ticker import bus
+from ticker import bus, topics
 from ticker.app import build_market
 from ticker.config import Options
+from ticker.history import History
+from ticker.listings import Listings
 from ticker.metrics import Metrics
 from ticker.server import Server
 from ticker.session import SessionOptions
-from ticker.topics import NOTHING, TOPICS, Flush, Mark, Topic
+from ticker.topics.topic import EMPTY, Flush, Mark, OnSlow, Piece, Topic, TopicKey
 from ticker.transport import open_listener
 from ticker.web import Web
 
@@ -80,8 +82,8 @@ class PrebuiltTopic(Topic):
 
     frame_bytes = 150
 
-    def __init__(self, *args) -> None:
-        super().__init__(*args)
+    def __init__(self, key: TopicKey, history: History, listings: Listings) -> None:
+        super().__init__(key, history, listings, history.quote_position)
         self._seq = 0
         self._frame = b""
 
@@ -93,16 +95,22 @@ class PrebuiltTopic(Topic):
         """See :meth:`Topic.collect`."""
         self.dirty, before = False, self._seq
         self._seq += 1
+        self._told[:] = self._seq
         self._frame = tick_frame(self._seq, self.frame_bytes)
-        return Flush(dict.fromkeys(self._interest, self._frame), dict.fromkeys(self._interest, before))
+        piece = Piece(self._frame, 1, 1)
+        return Flush(dict.fromkeys(self._interest, piece), dict.fromkeys(self._interest, before))
 
-    def mark(self, listing: int) -> Mark:
-        """See :meth:`Topic.mark`."""
-        return self._seq
+    def _collect_state(self, flush: Flush) -> None:
+        raise NotImplementedError("collect() does it all")
 
-    def since(self, listing: int, mark: Mark) -> bytes:
-        """See :meth:`Topic.since`."""
-        return b"" if mark in (NOTHING, self._seq) else self._frame
+    def _missed(self, listing: int, mark: Mark | None, on_slow: OnSlow) -> tuple[Piece, Mark]:
+        return (EMPTY if mark is None else self._merged(listing, mark, self.mark(listing))), self.mark(listing)
+
+    def _merged(self, listing: int, mark: Mark, told: Mark) -> Piece:
+        return Piece(self._frame, told.position - mark.position, 1)
+
+    def _snapshot(self, listing: int) -> tuple[Piece, Mark]:
+        return EMPTY, self.mark(listing)
 
 
 async def serve(feed: ScriptedFeed) -> None:
@@ -135,5 +143,5 @@ if __name__ == "__main__":
     end_after(int(seconds))
     if what != "ticker":
         PrebuiltTopic.frame_bytes = int(what)
-        TOPICS["trade"] = PrebuiltTopic
+        topics.KINDS["trade"] = PrebuiltTopic
     trio.run(serve, ScriptedFeed(float(rate), quotes=what == "ticker"))
