@@ -1,0 +1,85 @@
+"""Configuration and command line: what is set, and how a mistake is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from ticker import config
+from ticker.cli import main
+from ticker.errors import ConfigError
+
+
+def written(tmp_path, text: str) -> str:
+    path = tmp_path / "market.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_flags_go_before_the_file_and_the_file_before_the_defaults(tmp_path):
+    path = written(tmp_path, "[server]\nport = 1\nmax_connections = 7\n[simulation]\nrate = 5.0\n")
+    options = config.load(path, {"server": {"port": 2}})
+    assert (options.server.port, options.server.max_connections, options.simulation.rate) == (2, 7, 5.0)
+    assert (options.server.host, options.session.ticker_interval_ms, options.replay) == ("127.0.0.1", 100, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[sever]\nport = 1", r"unknown table \[sever\]; there are server, session"),
+        ("[server]\nprot = 1", r"\[server\] has no key 'prot'; it has host, port"),
+        ("server = 1", r"\[server\] is a table with the keys host, port"),
+        ('[server]\nport = "1"', r"\[server\] port: Expected `int`, got `str`"),
+        ("[server]\nport = 70000", r"\[server\] port: Expected `int` <= 65535"),
+        ("[session]\nticker_interval_ms = -1", r"\[session\] ticker_interval_ms: Expected `int` >= 0"),
+        ('[replay]\npath = "x"\nspeed = 5000.0', r"\[replay\].*speed"),
+        ('[replay]\npath = "x"\ngap = "never"', r"\[replay\].*'keep', 'skip' or 'cap:SECONDS'"),
+        ("[replay]\nspeed = 2.0", r"\[replay\].*path"),
+        ("port = ", r"market.toml is not valid TOML"),
+    ],
+)
+def test_a_mistake_names_the_key_and_what_it_may_be(tmp_path, text, says):
+    with pytest.raises(ConfigError, match=says):
+        config.load(written(tmp_path, text), {})
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(ConfigError, match=r"cannot read --config nowhere.toml: No such file"):
+        config.load("nowhere.toml", {})
+
+
+def test_other_machines_are_let_in_only_on_purpose():
+    with pytest.raises(ConfigError, match="--insecure"):
+        config.load(None, {"server": {"host": "0.0.0.0"}})
+    assert config.load(None, {"server": {"host": "0.0.0.0", "insecure": True}}).server.insecure
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["serve", "--replay", "nowhere/day1"], "nowhere/day1"),
+        (["serve", "--replay", "x", "--rate", "5"], "--rate is for the simulated market"),
+        (["serve", "--speed", "5"], "--speed is for a replay"),
+        (["serve", "--replay", "x", "--speed", "fast"], "fast"),
+        (["serve", "--symbols", "nonsense"], "nonsense"),
+        (["serve", "--model", "magic"], "gbm"),
+        (["serve", "--host", "192.0.2.1"], "--insecure"),
+        (["info", "nowhere/day1"], "nowhere/day1"),
+    ],
+)
+def test_a_mistake_is_one_line_and_no_traceback(arguments, says, capsys):
+    assert main(arguments) == 1
+    errors = capsys.readouterr().err
+    assert says in errors
+    assert "Traceback" not in errors
+    assert len(errors.strip().splitlines()) == 1
+
+
+def test_help_teaches_and_nothing_is_an_error_of_usage(capsys):
+    assert main([]) == 2
+    assert "ticker serve --replay" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("ticker ")
+    with pytest.raises(SystemExit) as exit_:
+        main(["serve", "--help"])
+    assert exit_.value.code == 0
+    assert "--gap" in capsys.readouterr().out
