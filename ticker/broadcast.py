@@ -237,13 +237,11 @@ class Broadcaster:
             self.begin(subscription, {})
         else:
             del subscription.subscriber.subscriptions[subscription.id]
-            channel.ended.add_all(subscription.totals())
             self._drop(channel, subscription, removed)
 
     def _drop(self, channel: Channel, subscription: Subscription, listings: frozenset[int]) -> None:
-        """Forget a subscription that is in no group of a channel any more."""
+        """Forget a subscription that has left a channel."""
         channel.topic.release(listings)
-        channel.waiting.pop(subscription, None)
         channel.subscriptions -= 1
         if not channel.subscriptions:
             del self._channels[channel.topic.key]

@@ -155,28 +155,28 @@ class MarketData:
         parameters = {
             name: value for name, value in wish.parameters.items() if name in ("event_trigger", "depth", "interval")
         }
-        for symbol in self._symbols(wish.symbols):
-            try:
-                subscription, listing = self._find(wish.key, symbol)
-            except RequestError as error:
-                self._client.refuse(request, time_in, error)
-            else:
-                self._broadcaster.unsubscribe(subscription, [listing])
-                self._client.accept(request, time_in, {"channel": wish.key.channel, "symbol": symbol, **parameters})
+        for symbol, subscription, listing in self._found(request, time_in, wish):
+            self._broadcaster.unsubscribe(subscription, [listing])
+            self._client.accept(request, time_in, {"channel": wish.key.channel, "symbol": symbol, **parameters})
 
     def resync(self, request: Request, time_in: str, params: SubscribeParams) -> None:
         """Send a fresh snapshot of each symbol of a request."""
         wish = understand(params, self._ticker_interval_ms, native=self._native)
+        for symbol, subscription, listing in self._found(request, time_in, wish):
+            result = {"channel": wish.key.channel, "symbol": symbol}
+            self._client.accept(request, time_in, result, {"sub_id": subscription.id})
+            self._client.flush()
+            self._broadcaster.resync(subscription, listing)
+
+    def _found(self, request: Request, time_in: str, wish: Wish) -> Iterator[tuple[str, Subscription, int]]:
+        """Yield symbol, subscription and listing of what is subscribed to; refuse the other symbols."""
         for symbol in self._symbols(wish.symbols):
             try:
                 subscription, listing = self._find(wish.key, symbol)
             except RequestError as error:
                 self._client.refuse(request, time_in, error)
             else:
-                result = {"channel": wish.key.channel, "symbol": symbol}
-                self._client.accept(request, time_in, result, {"sub_id": subscription.id})
-                self._client.flush()
-                self._broadcaster.resync(subscription, listing)
+                yield symbol, subscription, listing
 
     def _find(self, key: TopicKey, symbol: str) -> tuple[Subscription, int]:
         listing = self._market.listings.id_of(symbol)

@@ -40,12 +40,6 @@ class Totals(msgspec.Struct):
         self.delivered += piece.rows
         self.dropped += piece.dropped
 
-    def add_all(self, other: Totals) -> None:
-        """Count what was counted elsewhere."""
-        self.published += other.published
-        self.delivered += other.delivered
-        self.dropped += other.dropped
-
 
 class Subscriber:
     """One connection as the broadcaster sees it.
@@ -196,7 +190,6 @@ class Channel:
         flush: What is being sent by a sweep at the moment.
         due: Monotonic time (s) from which it may be flushed.
         dirty_since: Monotonic time (s) of the first event that waits to be flushed.
-        ended: What became of the events of subscriptions that have ended.
     """
 
     def __init__(self, topic: Topic) -> None:
@@ -209,7 +202,6 @@ class Channel:
         self.interval = topic.key.interval_ms / 1000
         self.due = -math.inf
         self.dirty_since = math.inf
-        self.ended = Totals()
 
     def flushed(self, now: float) -> None:
         """Reckon the next flush from when this one was due, so that lateness does not add up."""

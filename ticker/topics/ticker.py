@@ -90,7 +90,7 @@ class TickerTopic(Topic):
         """What was told last, if it is kept; else a subscriber that returns gets ahead of the others."""
         if listing in self._latest:
             return self.mark(listing)
-        return self._at(int(self._position[self._listings.instrument_of[listing]]))
+        return self._now(listing)
 
     def _merged(self, listing: int, mark: Mark, told: Mark) -> Piece:
         text = self._latest.get(listing)
@@ -119,9 +119,8 @@ class TickerTopic(Topic):
         if not self._history.known(instrument):
             return EMPTY, self.mark(listing)
         row = self._row(instrument)
-        position = int(self._position[instrument])
-        text = self._codecs[listing].ticker(*row)
-        return self._say("snapshot", text, None, position, 0), self._at(position)
+        now = self._now(listing)
+        return self._say("snapshot", self._codecs[listing].ticker(*row), None, now.position, 0), now
 
     def reset(self) -> None:
         """See :meth:`Topic.reset`."""
@@ -156,8 +155,12 @@ class PackedTickerTopic(TickerTopic):
             flush.pieces[listing] = Piece(record, last - p if p else 0, 1 if p else 0)
             flush.before[listing] = p
 
+    def catch_up(self, marks: Marks, on_slow: OnSlow) -> CatchUp:
+        """See :meth:`Topic.catch_up`; records need none of the rows that JSON snapshots are printed from."""
+        return Topic.catch_up(self, marks, on_slow)
+
     def _present(self, listing: int) -> Mark:
-        return self._at(int(self._position[self._listings.instrument_of[listing]]))
+        return self._now(listing)
 
     def _merged(self, listing: int, mark: Mark, told: Mark) -> Piece:
         return self._one(listing, mark.position, told.position)

@@ -285,6 +285,10 @@ class Topic(ABC):
         """Return the mark of a subscriber that knows everything collected so far."""
         return self._at(int(self._told[self._listings.instrument_of[listing]]))
 
+    def _now(self, listing: int) -> Mark:
+        """Return the mark of everything that has happened, told or not."""
+        return self._at(int(self._position[self._listings.instrument_of[listing]]))
+
     def enclosed(self, data: bytes) -> bytes:
         """Return what is sent for the joined data of some pieces."""
         return data

@@ -54,6 +54,6 @@ class TradeTopic(Topic):
 
     def _snapshot(self, listing: int) -> tuple[Piece, Mark]:
         i, trade = self._listings.instrument_of[listing], self._codecs[listing].trade
-        mark = self._at(int(self._position[i]))
+        mark = self._now(listing)
         rows = [trade(*row) for row in self._history.prints(i, self._history.SNAPSHOT_TRADES)]
         return (self._say("snapshot", ",".join(rows), None, mark.position, 0) if rows else EMPTY), mark
