@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,14 @@ class Tape:
         return Batch(ts=self.ns, levels=levels)
 
 
+#: What random tests have happen in a market, by name: batches made of an instrument and a small number.
+HAPPENINGS: dict[str, Callable[[Tape, int, int], Batch]] = {
+    "quote": lambda tape, who, value: tape.quotes((who, value, 1, value + 1, 2)),
+    "trade": lambda tape, who, value: tape.trades(*[(who, BUY, 100 + k, 1 + k) for k in range(value)]),
+    "book": lambda tape, who, value: tape.levels(who, (BUY, 80 + value, value % 3), (SELL, 170 + value, value % 4)),
+}
+
+
 class FakeWire:
     """Takes bytes until told not to; what :class:`ticker.outbox.Outbox` writes to."""
 
@@ -169,6 +177,3 @@ def open_outbox() -> tuple[FakeWire, Outbox]:
     """An outbox and the wire behind it; its ``run`` is the test's to start."""
     wire = FakeWire()
     return wire, Outbox(wire)
-
-
-__all__ = ["BUY", "SELL"]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feeds.records import BUY, SELL, Marker
-from tests.scripted import BTC, ETH, START_NS, FakeWire, Tape, open_market, open_outbox
+from tests.scripted import BTC, ETH, HAPPENINGS, START_NS, FakeWire, Tape, open_market, open_outbox
 from ticker.history import History
 from ticker.market import Market
 from ticker.subscriber import Lag, Subscriber, Subscription
@@ -317,16 +317,10 @@ async def run_actions(actions: list[Any]) -> None:
         for reader in readers:
             nursery.start_soon(reader.outbox.run)
         for what, who, value in actions:
-            if what == "quote":
-                market.broadcaster.publish(tape.quotes((who, value, 1, value + 1, 2)))
-            elif what == "trade":
-                batch = tape.trades(*[(who, BUY, 100 + k, 1 + k) for k in range(value)])
+            if what in HAPPENINGS:
+                batch = HAPPENINGS[what](tape, who, value)
                 traded[who] += batch.trades.trade_id.tolist()
                 market.broadcaster.publish(batch)
-            elif what == "book":
-                market.broadcaster.publish(
-                    tape.levels(who, (BUY, 80 + value, value % 3), (SELL, 170 + value, value % 4))
-                )
             elif what == "room":
                 readers[who].wire.set_room(value)
             elif what == "wait":
