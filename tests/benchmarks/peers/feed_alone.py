@@ -6,9 +6,14 @@ import sys
 
 import trio
 
+from feeds.records import Marker
 from feeds.simulate import SimulatedFeed, SimulationOptions
 from tests.benchmarks.peers.tick import end_after
 from ticker import bus
+
+
+async def pass_over(marker: Marker) -> None:
+    """Do nothing about a marker."""
 
 
 async def main(symbols: str, rate: float) -> None:
@@ -18,7 +23,7 @@ async def main(symbols: str, rate: float) -> None:
     print(0, flush=True)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(feed.run, send)
-        nursery.start_soon(bus.pump, receive, lambda batch: None, lambda marker: None)
+        nursery.start_soon(bus.pump, receive, lambda batch: None, pass_over)
 
 
 if __name__ == "__main__":
