@@ -78,7 +78,7 @@ def build_market(feed: Feed, heard: trio.Event) -> Market:
 
 
 async def serve(options: Options, announce: Callable[[str], None]) -> None:
-    """Serve a market until SIGINT or SIGTERM, then drain.
+    """Serve the market that the options ask for until SIGINT or SIGTERM, then drain.
 
     Args:
         options: Everything that can be set.
@@ -89,7 +89,18 @@ async def serve(options: Options, announce: Callable[[str], None]) -> None:
         FeedError: A recording cannot be read, at the start or later.
     """
     heard = trio.Event()
-    feed = open_feed(options, heard)
+    await serve_feed(open_feed(options, heard), heard, options, announce)
+
+
+async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: Callable[[str], None]) -> None:
+    """Serve a feed; otherwise as :func:`serve`.
+
+    Args:
+        feed: What happens in the market.
+        heard: Set by the first subscription.
+        options: Everything that can be set.
+        announce: Called with one line once connections are accepted.
+    """
     market, supervisor = build_market(feed, heard), Supervisor(feed)
     web = Web(lambda: _health(market, supervisor), lambda: metrics.page())
     server = Server(market, web, options.server, session=options.session, guard=options.guard, trust=options.trust)

@@ -2,7 +2,7 @@
 
 WHAT is ``ticker``, the real channel with every event sent, or a number: then ``trade`` is replaced by a topic that
 sends a frame of that many bytes for every batch, and batches are empty, so that bus, broadcaster and outboxes are
-measured without history's and codec's work per event. Everything else is put together as ``ticker.app`` does it.
+measured without history's and codec's work per event. Everything else is the service as users start it.
 """
 
 from __future__ import annotations
@@ -16,21 +16,17 @@ import numpy as np
 import trio
 
 from feeds import clock, records
-from feeds.feed import Supervisor
 from feeds.instruments import Instrument, Instruments
 from feeds.records import Batch, Event, Marker, Quotes, Trades
 from tests.benchmarks.peers.tick import end_after, tick_frame
-from ticker import bus, topics
-from ticker.app import build_market
+from ticker import topics
+from ticker.app import serve_feed
 from ticker.config import Options
 from ticker.history import History
 from ticker.listings import Listings
-from ticker.metrics import Metrics
-from ticker.server import Server
+from ticker.server import ServerOptions
 from ticker.session import SessionOptions
 from ticker.topics.topic import EMPTY, Flush, Mark, OnSlow, Piece, Topic, TopicKey
-from ticker.transport import open_listener
-from ticker.web import Web
 
 
 class ScriptedFeed:
@@ -113,35 +109,12 @@ class PrebuiltTopic(Topic):
         return EMPTY, self.mark(listing)
 
 
-async def serve(feed: ScriptedFeed) -> None:
-    """Serve for ever, without what :func:`ticker.app.serve` does about signals."""
-    options = Options(session=SessionOptions(ticker_interval_ms=0))
-    heard = trio.Event()
-    market, supervisor = build_market(feed, heard), Supervisor(feed)
-    web = Web(lambda: (True, {}), lambda: metrics.page())
-    server = Server(market, web, options.server, session=options.session, guard=options.guard, trust=options.trust)
-    metrics = Metrics(market, server, supervisor)
-    listener = open_listener("127.0.0.1", 0)
-    send, receive = bus.open_bus()
-
-    def on_batch(batch: Batch) -> None:
-        market.broadcaster.publish(batch)
-        market.gateway.market_moved(batch)
-
-    async with trio.open_nursery() as tasks:
-        tasks.start_soon(supervisor.run, send)
-        tasks.start_soon(bus.pump, receive, on_batch, market.broadcaster.mark)
-        tasks.start_soon(market.broadcaster.run)
-        tasks.start_soon(market.gateway.run)
-        tasks.start_soon(server.heartbeats)
-        tasks.start_soon(partial(trio.serve_listeners, server.serve_connection, [listener]))
-        print(listener.address[1], flush=True)
-
-
 if __name__ == "__main__":
     what, rate, seconds = sys.argv[1:]
     end_after(int(seconds))
     if what != "ticker":
         PrebuiltTopic.frame_bytes = int(what)
         topics.KINDS["trade"] = PrebuiltTopic
-    trio.run(serve, ScriptedFeed(float(rate), quotes=what == "ticker"))
+    feed = ScriptedFeed(float(rate), quotes=what == "ticker")
+    options = Options(server=ServerOptions(port=0), session=SessionOptions(ticker_interval_ms=0))
+    trio.run(serve_feed, feed, trio.Event(), options, partial(print, flush=True))
