@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 from typing import Any, ClassVar, Final, Literal, Self
 
@@ -79,8 +80,9 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
         return len(self.ts_recv)
 
     @classmethod
+    @cache
     def empty(cls) -> Self:
-        """Return a table without rows."""
+        """Return a table without rows, always the same one."""
         return cls(**{name: np.empty(0, dtype) for name, dtype in cls.DTYPES.items()})
 
     @classmethod

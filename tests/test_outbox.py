@@ -135,8 +135,7 @@ async def test_an_offer_that_does_not_fit_at_all_leaves_nothing_behind() -> None
     wire = FakeWire(0)
     outbox = Outbox(wire)
     assert outbox.offer(b"old") is False
-    statistics = outbox.statistics()
-    assert (statistics.refused, statistics.backlog_bytes, statistics.frames) == (1, 0, 0)
+    assert (outbox.behind, outbox.backlog_bytes, outbox.frames) == (True, 0, 0)
     async with running(outbox):
         wire.make_room(10)
         await trio.testing.wait_all_tasks_blocked()
@@ -237,7 +236,7 @@ async def test_an_overflow_ends_the_connection() -> None:
     assert not outbox.failed.is_set()
     outbox.push(b"x")
     assert outbox.failed.is_set()
-    assert outbox.statistics().backlog_bytes == 0
+    assert outbox.backlog_bytes == 0
     wire.make_room(1000)
     outbox.push(b"y")
     assert outbox.offer(b"z") is False
@@ -372,7 +371,6 @@ def test_frames_come_out_whole_and_in_order_whatever_the_wire_takes(
         assert story.wire.written == story.expected
         assert FrameParser().feed(story.wire.written) == story.frames
         assert story.outbox.frames == len(story.frames)
-        assert story.outbox.statistics().bytes == len(story.expected)
 
     trio.run(main)
 
@@ -424,7 +422,7 @@ async def test_10_000_frames_over_a_real_socket_arrive_whole_and_in_order() -> N
     theirs, ours = socket.socketpair()
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     transport, reader = CountingTransport(theirs), Reader(ours)
-    outbox, expected = Outbox(transport, max_backlog_bytes=1 << 30), []
+    outbox, expected, refused = Outbox(transport, max_backlog_bytes=1 << 30), [], 0
     async with running(outbox):
         while len(expected) < 10_000:
             opcode, payload = chance.choice((TEXT, PING, PONG)), b"%d" % len(expected)
@@ -432,6 +430,8 @@ async def test_10_000_frames_over_a_real_socket_arrive_whole_and_in_order() -> N
                 payload = payload.ljust(chance.choice((5, 50, 130, 700, 20_000)), b".")
                 if outbox.offer(frame(payload)):
                     expected.append(Frame(TEXT, payload))
+                else:
+                    refused += 1
             else:
                 outbox.push(frame(payload, FIN | opcode))
                 expected.append(Frame(opcode, payload))
@@ -446,4 +446,37 @@ async def test_10_000_frames_over_a_real_socket_arrive_whole_and_in_order() -> N
     ours.close()
     assert reader.frames == [*expected, Frame(CLOSE, b"\x03\xe8")]
     assert transport.parts > 500
-    assert outbox.statistics().refused > 500
+    assert refused > 500
+
+
+async def test_a_broadcast_that_goes_past_the_queue_keeps_the_order() -> None:
+    wire, turns = FakeWire(4), []
+    outbox = Outbox(wire)
+    outbox.on_turn = lambda: turns.append(outbox.behind)
+    assert outbox.send(b"abcdef") == 4
+    outbox.keep(b"abcdef", 4)
+    with pytest.raises(BlockingIOError):
+        outbox.send(b"too early")
+    async with running(outbox):
+        wire.make_room(100)
+        await trio.testing.wait_all_tasks_blocked()
+        assert outbox.send(b"gh") == 2
+    assert (wire.written, turns) == (b"abcdefgh", [True, False])
+
+
+async def test_a_refused_broadcast_waits_for_room_and_a_broken_one_ends_the_connection() -> None:
+    wire, calls = FakeWire(0), []
+    outbox = Outbox(wire)
+    outbox.on_writable = lambda: calls.append("writable")
+    outbox.refused(BlockingIOError())
+    async with running(outbox):
+        assert calls == []
+        wire.make_room(1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert calls == ["writable"]
+        outbox.refused(BrokenPipeError())
+        assert outbox.failed.is_set()
+    with pytest.raises(BlockingIOError):
+        outbox.send(b"late")
+    outbox.refused(BlockingIOError())
+    assert not outbox.behind

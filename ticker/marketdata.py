@@ -5,6 +5,7 @@ It reads requests and writes replies through the session and leaves the data its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
 
@@ -53,6 +54,7 @@ class MarketData:
         outbox: Where its frames go.
         market: What it subscribes to.
         native: Whether it speaks the native profile.
+        deflated: Whether its messages may be compressed.
         ticker_interval_ms: The server's throttle of the ticker channel.
         limit: (channel, symbol) pairs that it may have.
         cut_off: Called with a reason when a lossless channel cannot wait for it.
@@ -65,6 +67,7 @@ class MarketData:
         market: Market,
         *,
         native: bool,
+        deflated: bool,
         ticker_interval_ms: int,
         limit: int,
         cut_off: Callable[[str], None],
@@ -73,6 +76,7 @@ class MarketData:
         self._market = market
         self._broadcaster = market.broadcaster
         self._native = native
+        self._deflated = deflated
         self._ticker_interval_ms = ticker_interval_ms
         self._limit = limit
         self._noticed_at: dict[int, float] = {}
@@ -83,6 +87,11 @@ class MarketData:
     def active(self) -> bool:
         """Whether there is a subscription."""
         return bool(self._subscriber.subscriptions)
+
+    @property
+    def told_at(self) -> float:
+        """Monotonic time (s) at which it was sent data last."""
+        return max((s.told_at for s in self._subscriber.subscriptions.values()), default=-math.inf)
 
     def forget(self) -> None:
         """End every subscription."""

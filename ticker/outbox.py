@@ -7,7 +7,8 @@ lands inside another. There are two ways in:
   nothing and asks again when the socket is writable ("choose the data at the last moment").
 * :meth:`Outbox.push`: it must arrive, behind what is already there. For replies and control frames. Bounded.
 
-Both are sync: the producer never waits for a consumer. :meth:`Outbox.run` is the task that waits for the socket.
+A broadcast to many goes past both and calls :attr:`Outbox.send`, which is the socket's own while nothing waits.
+All are sync: the producer never waits for a consumer. :meth:`Outbox.run` is the task that waits for the socket.
 Because a frame once begun belongs to the outbox, cancelling a caller never leaves half a frame on the wire.
 """
 
@@ -17,15 +18,16 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-import msgspec
 import trio
+
+Send = Callable[[bytes | memoryview], int]
 
 
 class Writable(Protocol):
     """What an outbox writes to: :class:`ticker.transport.Transport`, or a fake with the same manners."""
 
     @property
-    def send_nowait(self) -> Callable[[bytes | memoryview], int]:
+    def send_nowait(self) -> Send:
         """Write what fits now and return how much; :exc:`BlockingIOError` if nothing does."""
 
     def reserve(self, size: int) -> None:
@@ -35,47 +37,37 @@ class Writable(Protocol):
         """Wait until ``send_nowait`` would take something."""
 
 
-class OutboxStatistics(msgspec.Struct, frozen=True):
-    """What an outbox has done so far.
-
-    Attributes:
-        frames: Buffers sent whole; an offered buffer may hold several WebSocket frames.
-        bytes: Bytes handed to the kernel.
-        refused: Offers refused because the socket was behind.
-        backlog_bytes: Bytes waiting now.
-    """
-
-    frames: int
-    bytes: int
-    refused: int
-    backlog_bytes: int
-
-
 class Outbox:
     """Ordered output of one connection.
 
     Attributes:
+        send: Writes a buffer of whole frames at once and returns how much of it was taken, or raises
+            :exc:`OSError`. While nothing waits it is the socket's own ``send``, so that a broadcast costs no more
+            than that; else it raises :exc:`BlockingIOError`. Whoever calls it reports anything but a whole write to
+            :meth:`keep` or :meth:`refused`.
+        on_turn: Called whenever ``send`` has been replaced.
+        on_writable: Called by :meth:`run` whenever the socket has caught up.
         failed: Set when the connection can take nothing more: the peer is gone or overflowed its bound. Whoever
             owns the connection waits for it.
-        on_writable: Called by :meth:`run` whenever the socket has caught up after a refusal.
-        frames: Buffers sent so far; a change tells that the connection is not silent.
+        frames: Buffers that came through :meth:`offer` and :meth:`push`; a change tells that the connection is not
+            silent.
+        backlog_bytes: Bytes waiting now.
     """
 
     def __init__(self, wire: Writable, *, max_backlog_bytes: int = 1 << 20) -> None:
         self._wire = wire
-        self._send = wire.send_nowait
         self._max_backlog = max_backlog_bytes
         self._backlog: deque[memoryview] = deque()
-        self._backlog_bytes = 0
         self._behind = False  # the kernel refused bytes and run() has not seen it writable since
+        self._sealed = False
         self._wake = trio.Event()
         self._flushed = trio.Event()
-        self._sealed = False
-        self.failed = trio.Event()
+        self.send: Send = wire.send_nowait
+        self.on_turn: Callable[[], None] = _nothing
         self.on_writable: Callable[[], None] = _nothing
+        self.failed = trio.Event()
         self.frames = 0
-        self._bytes = 0
-        self._refused = 0
+        self.backlog_bytes = 0
 
     def offer(self, buffer: bytes) -> bool:
         """Send a buffer of whole frames now, or refuse it.
@@ -84,44 +76,44 @@ class Outbox:
             True: it is sent, or its rest will be before anything else. False: nothing of it was taken, and
             ``on_writable`` will be called when there is room, unless the connection has ended.
         """
-        if self._behind or self._sealed:
-            self._refused += 1
-            return False
         try:
-            sent = self._send(buffer)
-        except BlockingIOError:
-            self._fall_behind()
-            self._refused += 1
-            return False
-        except OSError:
-            self._end()
+            sent = self.send(buffer)
+        except OSError as error:
+            self.refused(error)
             return False
         self.frames += 1
-        self._bytes += sent
         if sent != len(buffer):
-            self._wire.reserve(len(buffer))
-            self._keep(memoryview(buffer)[sent:])
+            self.keep(buffer, sent)
         return True
+
+    def keep(self, buffer: bytes, sent: int) -> None:
+        """Take over the rest of a buffer of which ``send`` took the first ``sent`` bytes."""
+        self._wire.reserve(len(buffer))
+        self._queue(memoryview(buffer)[sent:])
+
+    def refused(self, error: OSError) -> None:
+        """Take note of what ``send`` raised."""
+        if not isinstance(error, BlockingIOError):
+            self._end()
+        elif not self._behind and not self._sealed:
+            self._fall_behind()
 
     def push(self, frame: bytes) -> None:
         """Send a frame, or queue it behind what is waiting. Dropped if the connection has ended.
 
         A backlog beyond ``max_backlog_bytes`` ends the connection: the peer asks but does not read.
         """
-        if self._sealed:
+        if self._sealed or (not self._behind and self.offer(frame)) or self._sealed:
             return
-        if not self._behind:
-            if self.offer(frame) or self._sealed:
-                return
-            self._refused -= 1
         self.frames += 1
-        self._keep(memoryview(frame))
-        if self._backlog_bytes > self._max_backlog:
+        self._queue(memoryview(frame))
+        if self.backlog_bytes > self._max_backlog:
             self._end()
 
     def seal(self) -> None:
         """Take nothing more; what is queued still goes out. For after a Close frame."""
         self._sealed = True
+        self._turn(_refuse)
 
     async def wait_flushed(self) -> None:
         """Wait until everything taken so far is with the kernel, or the connection has ended."""
@@ -141,10 +133,6 @@ class Outbox:
             else:
                 await self._wake.wait()
 
-    def statistics(self) -> OutboxStatistics:
-        """Return the counts so far."""
-        return OutboxStatistics(self.frames, self._bytes, self._refused, self._backlog_bytes)
-
     @property
     def sealed(self) -> bool:
         """Whether nothing more is taken."""
@@ -159,9 +147,8 @@ class Outbox:
         try:
             while self._backlog:
                 view = self._backlog[0]
-                sent = self._send(view)
-                self._bytes += sent
-                self._backlog_bytes -= sent
+                sent = self._wire.send_nowait(view)
+                self.backlog_bytes -= sent
                 if sent != len(view):
                     self._backlog[0] = view[sent:]
                     return
@@ -175,26 +162,39 @@ class Outbox:
         self._flushed.set()
         self._flushed = trio.Event()
         if not self._sealed:
+            self._turn(self._wire.send_nowait)
             self.on_writable()
 
-    def _keep(self, rest: memoryview) -> None:
+    def _queue(self, rest: memoryview) -> None:
         self._backlog.append(rest)
-        self._backlog_bytes += len(rest)
+        self.backlog_bytes += len(rest)
         self._fall_behind()
 
     def _fall_behind(self) -> None:
-        self._behind = True
-        self._wake.set()
-        self._wake = trio.Event()
+        if not self._behind:
+            self._behind = True
+            self._turn(_refuse)
+            self._wake.set()
+            self._wake = trio.Event()
+
+    def _turn(self, send: Send) -> None:
+        if send is not self.send:
+            self.send = send
+            self.on_turn()
 
     def _end(self) -> None:
-        self._sealed = True
         self._backlog.clear()
-        self._backlog_bytes = 0
+        self.backlog_bytes = 0
+        self.seal()
         self.failed.set()
         self._wake.set()
         self._flushed.set()
 
 
+def _refuse(buffer: bytes | memoryview) -> int:
+    """Stands in for a ``send`` that would break the order of what is waiting."""
+    raise BlockingIOError
+
+
 def _nothing() -> None:
-    """What happens on writability before anybody cares."""
+    """What happens on a turn before anybody cares."""

@@ -71,7 +71,6 @@ class ServerStatistics(msgspec.Struct, frozen=True, kw_only=True):
         sessions: Open WebSocket sessions.
         accepted: Connections so far.
         ended: Why connections ended, by reason.
-        sent_frames: Buffers sent by the sessions that are open.
         backlog_bytes: Bytes waiting in the outboxes of the sessions that are open.
     """
 
@@ -79,7 +78,6 @@ class ServerStatistics(msgspec.Struct, frozen=True, kw_only=True):
     sessions: int
     accepted: int
     ended: dict[str, int]
-    sent_frames: int
     backlog_bytes: int
 
 
@@ -358,12 +356,10 @@ class Server:
 
     def statistics(self) -> ServerStatistics:
         """Return the counts so far."""
-        outboxes = [outbox.statistics() for outbox in self._outboxes.values()]
         return ServerStatistics(
             connections=self._per_address.total(),
             sessions=len(self.sessions),
             accepted=self._accepted,
             ended=dict(self._ended),
-            sent_frames=sum(outbox.frames for outbox in outboxes),
-            backlog_bytes=sum(outbox.backlog_bytes for outbox in outboxes),
+            backlog_bytes=sum(outbox.backlog_bytes for outbox in self._outboxes.values()),
         )

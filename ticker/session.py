@@ -57,7 +57,14 @@ class Session:
     """
 
     def __init__(
-        self, session_id: int, outbox: Outbox, market: Market, options: SessionOptions, *, native: bool = False
+        self,
+        session_id: int,
+        outbox: Outbox,
+        market: Market,
+        options: SessionOptions,
+        *,
+        native: bool = False,
+        deflated: bool = False,
     ) -> None:
         self.id = session_id
         self.ending = trio.Event()
@@ -72,13 +79,14 @@ class Session:
             outbox,
             market,
             native=native,
+            deflated=deflated,
             ticker_interval_ms=options.ticker_interval_ms,
             limit=options.max_subscriptions,
             cut_off=lambda reason: self.end(SLOW_CONSUMER, reason),
         )
         self._replies: list[bytes] | None = None  # while a message is answered: its replies so far
         self._reads_instruments = False
-        self._beaten_at = 0
+        self._beaten_at = self._sent_so_far()
         self._methods: dict[str, Callable[[Request, str], None]] = {
             "ping": self._ping,
             "subscribe": self._subscribe,
@@ -130,12 +138,16 @@ class Session:
 
     def beat(self) -> None:
         """Send a heartbeat: to plain subscribers into silence, to native ones always."""
-        silent = self._outbox.frames == self._beaten_at
+        silent = self._sent_so_far() == self._beaten_at
         if self._native and self._data.active:
             self._outbox.offer(frame(wire.encode(self._data.heartbeat())))
         elif silent and (self._data.active or self._reads_instruments or self._market.gateway.reads(self)):
             self._outbox.offer(HEARTBEAT_FRAME)
-        self._beaten_at = self._outbox.frames
+        self._beaten_at = self._sent_so_far()
+
+    def _sent_so_far(self) -> tuple[int, float]:
+        """Return what is different after anything was sent."""
+        return self._outbox.frames, self._data.told_at
 
     def send(self, message: msgspec.Struct) -> None:
         """Send a message that must arrive."""

@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from ticker.outbox import Outbox
-from ticker.topics.topic import EMPTY, Flush, Marks, OnSlow, Piece, Topic, TopicKey, joined
+from ticker.topics.topic import Counts, Flush, Marks, OnSlow, Piece, Topic, TopicKey
 
 
 class Totals(msgspec.Struct):
@@ -34,11 +34,12 @@ class Totals(msgspec.Struct):
         """Those that a later state stood for."""
         return self.published - self.delivered - self.dropped
 
-    def add(self, piece: Piece) -> None:
-        """Count what a piece said."""
-        self.published += piece.events
-        self.delivered += piece.rows
-        self.dropped += piece.dropped
+    def add(self, counts: Counts, sign: int = 1) -> None:
+        """Count events, rows and dropped ones; with ``sign`` -1 they were not told after all."""
+        events, rows, dropped = counts
+        self.published += sign * events
+        self.delivered += sign * rows
+        self.dropped += sign * dropped
 
 
 class Subscriber:
@@ -61,6 +62,11 @@ class Subscriber:
         self.caught_up = caught_up
         self.numbers = itertools.count(1)
         self.subscriptions: dict[int, Subscription] = {}
+        outbox.on_turn = self._turn
+
+    def _turn(self) -> None:
+        for subscription in self.subscriptions.values():
+            subscription.send = self.outbox.send
 
 
 class Lag(msgspec.Struct, frozen=True):
@@ -87,13 +93,13 @@ class Subscription:
         listings: All of them.
         group: In step: the group that it is sent with. None out of step.
         marks: Out of step: where it stands, by listing.
-        swept: Number of the last sweep that it needs nothing of any more.
         behind_since: Monotonic time (s) at which its socket took nothing; NaN while it keeps up.
+        send: The outbox's, here because a sweep does nothing but call it.
     """
 
     __slots__ = (
-        "_joined", "_told_at", "_totals", "behind_since", "group", "id", "key", "listings", "marks", "offer", "on_slow",
-        "subscriber", "swept",
+        "_joined", "_told_at", "_totals", "behind_since", "group", "id", "key", "listings", "marks", "on_slow", "send",
+        "subscriber",
     )  # fmt: skip
 
     def __init__(self, subscriber: Subscriber, number: int, key: TopicKey, on_slow: OnSlow) -> None:
@@ -101,27 +107,22 @@ class Subscription:
         self.id = number
         self.key = key
         self.on_slow: OnSlow = on_slow
-        self.offer = subscriber.outbox.offer
+        self.send = subscriber.outbox.send
         self.listings: frozenset[int] = frozenset()
         self.group: Group | None = None
         self.marks: Marks = {}
-        self.swept = 0
         self.behind_since = math.nan
         self._told_at = trio.current_time()
         self._totals = Totals()
-        self._joined = Totals()  # its group's totals when it joined
+        self._joined: Counts = (0, 0, 0)  # its group's counts when it joined
 
     def totals(self) -> Totals:
         """Return what became of its events so far."""
-        own = self._totals
-        if self.group is None:
-            return Totals(own.published, own.delivered, own.dropped)
-        group, joined = self.group.totals, self._joined
-        return Totals(
-            own.published + group.published - joined.published,
-            own.delivered + group.delivered - joined.delivered,
-            own.dropped + group.dropped - joined.dropped,
-        )
+        totals = msgspec.structs.replace(self._totals)
+        if self.group is not None:
+            totals.add(self.group.counts())
+            totals.add(self._joined, -1)
+        return totals
 
     @property
     def told_at(self) -> float:
@@ -130,23 +131,23 @@ class Subscription:
 
     def count(self, piece: Piece) -> None:
         """Count what it was told apart from its group."""
-        self._totals.add(piece)
+        self._totals.add(piece.counts)
         if piece.data:
             self._told_at = trio.current_time()
 
     def enter(self, group: Group) -> None:
         """Join a group: from now on what the group is told counts."""
         self.group = group
-        self._joined = msgspec.structs.replace(group.totals)
+        self._joined = group.counts()
         group.members[self] = None
 
-    def leave(self, untold: Piece | None) -> None:
+    def leave(self, untold: Flush | None) -> None:
         """Leave the group; ``untold`` is what the group was counted as told and this one was not."""
+        assert self.group is not None
         self._told_at = self.told_at
         self._totals = self.totals()
         if untold is not None:
-            self._totals.add(Piece(b"", -untold.events, -untold.rows, -untold.dropped))
-        assert self.group is not None
+            self._totals.add(untold.counts_of(self.listings), -1)
         del self.group.members[self]
         self.group = None
 
@@ -157,25 +158,29 @@ class Group:
     Attributes:
         listings: What they want.
         members: They, in the order in which they joined.
-        totals: What became of the events of these listings since the group exists.
-        flushed: What the last sweep told it.
+        pending: Those that the sweep under way has not reached, the last first.
         told_at: Monotonic time (s) at which it was told something last.
     """
 
-    __slots__ = ("flushed", "listings", "members", "told_at", "totals")
+    __slots__ = ("_order", "_topic", "listings", "members", "pending", "told_at")
 
-    def __init__(self, listings: frozenset[int]) -> None:
+    def __init__(self, topic: Topic, listings: frozenset[int]) -> None:
+        self._topic = topic
+        self._order = sorted(listings)
         self.listings = listings
         self.members: dict[Subscription, None] = {}
-        self.totals = Totals()
-        self.flushed = EMPTY
+        self.pending: list[Subscription] = []
         self.told_at = -math.inf
 
-    def join(self, pieces: dict[int, Piece]) -> Piece:
-        """Return what concerns this group, as one piece."""
-        if len(self.listings) < len(pieces):
-            return joined([pieces[listing] for listing in sorted(self.listings & pieces.keys())])
-        return joined([piece for listing, piece in pieces.items() if listing in self.listings])
+    def counts(self) -> Counts:
+        """Return what became of the events of these listings since the topic exists."""
+        return self._topic.counts_of(self._order)
+
+    def join(self, pieces: dict[int, bytes]) -> bytes:
+        """Return what concerns this group, as one buffer."""
+        if len(pieces) < len(self._order):
+            return b"".join([data for listing, data in pieces.items() if listing in self.listings])
+        return b"".join([pieces.get(listing, b"") for listing in self._order])
 
 
 class Channel:
@@ -186,7 +191,6 @@ class Channel:
         waiting: Subscriptions that the next flush must not reach, and that are brought in step after it: they know
             already what it tells, or part of it.
         subscriptions: How many there are, in step or not.
-        sweep: Number of the last sweep.
         flush: What is being sent by a sweep at the moment.
         due: Monotonic time (s) from which it may be flushed.
         dirty_since: Monotonic time (s) of the first event that waits to be flushed.
@@ -197,7 +201,6 @@ class Channel:
         self.groups: dict[frozenset[int], Group] = {}
         self.waiting: dict[Subscription, None] = {}
         self.subscriptions = 0
-        self.sweep = 0
         self.flush: Flush | None = None
         self.interval = topic.key.interval_ms / 1000
         self.due = -math.inf

@@ -93,8 +93,7 @@ class BookTopic(Topic):
             told = self._told_views.get(i)
             if mark is not told:
                 for listing in self._wanted[i]:
-                    flush.before[listing] = told
-                    flush.pieces[listing] = self._lead(listing, told, mark)
+                    flush.add(listing, told, self._lead(listing, told, mark))
         for i, mark in self._views.items():
             self._told_views[i] = mark
             self._told[i] = mark.position

@@ -44,8 +44,7 @@ class OhlcTopic(Topic):
             prev, last = int(self._told[i]), int(self._position[i])
             self._tell(i, last)
             for listing in self._wanted[i]:
-                flush.before[listing] = self._at(prev)
-                flush.pieces[listing] = self._candles(listing, prev, last)
+                flush.add(listing, prev, self._candles(listing, prev, last))
 
     def _candles(self, listing: int, prev: int, last: int) -> Piece:
         """Return the candles that the events after ``prev`` changed; from the start of an epoch, a snapshot."""

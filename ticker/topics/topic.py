@@ -79,6 +79,10 @@ class TopicKey(msgspec.Struct, frozen=True):
     packed: bool = False
 
 
+#: How many events, how many of them rows, and how many lost.
+Counts = tuple[int, int, int]
+
+
 class Piece(NamedTuple):
     """Whole frames about one listing.
 
@@ -94,6 +98,11 @@ class Piece(NamedTuple):
     rows: int
     dropped: int = 0
 
+    @property
+    def counts(self) -> Counts:
+        """Events, rows and dropped."""
+        return self[1:]
+
 
 EMPTY: Final = Piece(b"", 0, 0)
 
@@ -104,16 +113,33 @@ def joined(pieces: Sequence[Piece]) -> Piece:
     return Piece(data, sum([p.events for p in pieces]), sum([p.rows for p in pieces]), sum([p.dropped for p in pieces]))
 
 
-class Flush(NamedTuple):
+class Flush:
     """What a topic has to tell since its last flush.
 
     Attributes:
-        pieces: By listing.
+        pieces: Whole frames by listing.
         before: By listing: the mark of a subscriber that does not get them; an int stands for a plain position.
+        counts: Events, rows and dropped of each piece, in the order of ``pieces``.
     """
 
-    pieces: dict[int, Piece]
-    before: dict[int, Mark | int | None]
+    __slots__ = ("before", "counts", "pieces")
+
+    def __init__(self) -> None:
+        self.pieces: dict[int, bytes] = {}
+        self.before: dict[int, Mark | int | None] = {}
+        self.counts: list[Counts] = []
+
+    def add(self, listing: int, before: Mark | int | None, piece: Piece) -> None:
+        """Add what there is to tell about a listing."""
+        self.before[listing] = before
+        self.pieces[listing] = piece.data
+        self.counts.append(piece.counts)
+
+    def counts_of(self, listings: frozenset[int]) -> Counts:
+        """Return the sum of the counts of some listings."""
+        concerned = [counts for listing, counts in zip(self.pieces, self.counts, strict=True) if listing in listings]
+        events, rows, dropped = np.array(concerned, np.int64).reshape(-1, 3).sum(axis=0).tolist()
+        return events, rows, dropped
 
 
 class CatchUp(NamedTuple):
@@ -154,6 +180,7 @@ class Topic(ABC):
         self._told = np.zeros(len(history.instruments), np.int64)
         self._seen = np.zeros(len(history.instruments), np.int64)  # mode batch, raw: entered as rows
         self._mask = np.zeros(len(history.instruments), np.bool_)
+        self._counts = np.zeros((len(listings), 3), np.int64)  # of everything flushed, by listing
         self._interest: Counter[int] = Counter()
         self._wanted: dict[int, list[int]] = defaultdict(list)  # listings of interest by instrument
         self._every_event = key.mode != "merge"
@@ -244,12 +271,19 @@ class Topic(ABC):
     def collect(self) -> Flush:
         """Return what is new since the last call; from then on everybody is taken to know it."""
         self.dirty = False
-        flush = Flush({}, {})
+        flush = Flush()
         if self._every_event:
             self._collect_rows(flush)
         else:
             self._collect_state(flush)
+        if flush.pieces:
+            self._counts[list(flush.pieces)] += flush.counts
         return flush
+
+    def counts_of(self, listings: Sequence[int]) -> Counts:
+        """Return what became of the events of some listings in all flushes so far."""
+        events, rows, dropped = self._counts[listings].sum(axis=0).tolist()
+        return events, rows, dropped
 
     @abstractmethod
     def _collect_state(self, flush: Flush) -> None:
@@ -259,8 +293,7 @@ class Topic(ABC):
         """Fill in the rows that wait, and move ``_told`` on to the last of them."""
         before = {listing: self.mark(listing) for listing in self._rows}
         for listing, rows in self._rows.items():
-            flush.before[listing] = before[listing]
-            flush.pieces[listing] = self._piece_of_rows(listing, before[listing].position, rows)
+            flush.add(listing, before[listing], self._piece_of_rows(listing, before[listing].position, rows))
             ring = self._ring.get(listing)
             if ring is None:
                 ring = self._ring[listing] = deque(maxlen=RING_ROWS)

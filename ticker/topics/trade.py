@@ -31,11 +31,11 @@ class TradeTopic(Topic):
             prev = int(self._told[i])
             self._tell(i, int(self._position[i]))
             for listing in self._wanted[i]:
-                flush.before[listing] = self._at(prev)
                 if self._every_event:
-                    flush.pieces[listing] = self._missed_rows(listing, prev, "drop_oldest")
+                    piece = self._missed_rows(listing, prev, "drop_oldest")
                 else:
-                    flush.pieces[listing] = self._merged(listing, self._at(prev), self.mark(listing))
+                    piece = self._merged(listing, self._at(prev), self.mark(listing))
+                flush.add(listing, prev, piece)
 
     def oldest(self, listing: int) -> int:
         """See :meth:`Topic.oldest`."""

@@ -87,17 +87,16 @@ class PrebuiltTopic(Topic):
         """See :meth:`Topic.applied`."""
         self.dirty = bool(self._wanted)
 
-    def collect(self) -> Flush:
-        """See :meth:`Topic.collect`."""
-        self.dirty, before = False, self._seq
+    def _collect_state(self, flush: Flush) -> None:
+        before = self._seq
         self._seq += 1
         self._told[:] = self._seq
         self._frame = tick_frame(self._seq, self.frame_bytes)
-        piece = Piece(self._frame, 1, 1)
-        return Flush(dict.fromkeys(self._interest, piece), dict.fromkeys(self._interest, before))
+        for listing in self._interest:
+            flush.add(listing, before, Piece(self._frame, 1, 1))
 
-    def _collect_state(self, flush: Flush) -> None:
-        raise NotImplementedError("collect() does it all")
+    def _collect_rows(self, flush: Flush) -> None:
+        self._collect_state(flush)
 
     def _missed(self, listing: int, mark: Mark | None, on_slow: OnSlow) -> tuple[Piece, Mark]:
         return (EMPTY if mark is None else self._merged(listing, mark, self.mark(listing))), self.mark(listing)
