@@ -437,7 +437,8 @@ async def open_house(
     feed = feed or ScriptedFeed()
     market = build_market(feed, trio.Event())
     host = Server(
-        market, Web(lambda: (True, {"status": "ok"}), lambda: ("text/plain", b"")), server or ServerOptions(),
+        market, Web({"/healthz": lambda _: (200, "application/json", b'{"status": "ok"}\n')}),
+        server or ServerOptions(),
         session=session or SessionOptions(ticker_interval_ms=0), guard=guard or GuardOptions(),
         trust=trust or TrustOptions(),
     )  # fmt: skip

@@ -70,7 +70,9 @@ async def ask(port, target="/", method="GET", **headers):
         ("/?from=mail", "text/html; charset=utf-8", b"<title>ticker</title>"),
         ("/static/status.js", "text/javascript; charset=utf-8", b"use strict"),
         ("/static/status.css", "text/css; charset=utf-8", b"prefers-color-scheme"),
-        ("/healthz", "application/json", b'"status": "ok"'),
+        ("/healthz", "application/json", b'"status":"ok"'),
+        ("/api/stats?after=7", "application/json", b'"connections":[],"next":null'),
+        ("/metrics/per-subscriber", "text/plain; version=0.0.4; charset=utf-8", b"# TYPE ticker_subscriber_lag_"),
         ("/metrics", "text/plain; version=0.0.4; charset=utf-8", b"# TYPE ticker_sessions gauge"),
     ],
 )
@@ -96,18 +98,25 @@ async def test_health_says_what_runs():
 
 
 async def test_the_figures_that_the_page_shows_are_there():
-    """The script looks them up by name in /healthz and /metrics; a renamed one would leave a dash."""
+    """The script looks them up by name in /healthz and /api/stats; a renamed one would leave a dash."""
     script = (STATIC / "status.js").read_text()
     async with served() as port:
         health = json.loads((await ask(port, "/healthz")).body)
-        metrics = (await ask(port, "/metrics")).body.decode()
-    names = {line.rpartition(" ")[0] for line in metrics.splitlines() if not line.startswith("#")}
-    wanted = set(re.findall(r"values\.(ticker_\w+)", script)) | set(re.findall(r"values\['(ticker_[^']+)'\]", script))
-    assert wanted == {"ticker_events_total", "ticker_sessions", 'ticker_flush_lateness_ms{quantile="0.99"}'}
-    assert wanted <= names
+        stats = json.loads((await ask(port, "/api/stats")).body)
+    wanted = set(re.findall(r"\bstats\.(\w+)", script))
+    assert wanted == {"events", "sessions", "flush_lateness_ms"}
+    assert wanted <= stats.keys()
+    assert stats["flush_lateness_ms"].keys() == {"p50", "p99"}
     asked = set(re.findall(r"(?:details|health)\.(\w+)", script))
     assert asked >= {"market", "mode", "feed", "subscriptions", "market_time_ns"}
     assert asked <= health.keys()
+
+
+async def test_stats_are_told_by_pages_of_connections():
+    async with served() as port:
+        assert (await ask(port, "/api/stats?after=x")).status == 400
+        wrong = await ask(port, "/api/stats?after=-1")
+        assert b"connection_id" in wrong.body
 
 
 @pytest.mark.parametrize("target", ["/nothing", "/static/", "/static/../web.py", "/static/status.js/", "//etc/passwd"])
@@ -231,7 +240,7 @@ def test_the_check_for_inline_code_finds_it():
 
 def test_the_page_refers_only_to_what_this_server_has(page):
     internal = [link for link in page.links if not link.startswith("data:image/")]
-    assert sorted(internal) == ["/healthz", "/metrics", "/static/status.css", "/static/status.js"]
+    assert sorted(internal) == ["/api/stats", "/healthz", "/metrics", "/static/status.css", "/static/status.js"]
     for target, name in _STATIC.items():
         assert (STATIC / name).is_file(), target
 

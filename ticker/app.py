@@ -27,8 +27,9 @@ from ticker.metrics import Metrics
 from ticker.orders.exchange import Exchange
 from ticker.orders.gateway import Gateway
 from ticker.server import Server
+from ticker.stats import Stats
 from ticker.transport import open_listener
-from ticker.web import Web
+from ticker.web import PageMaker, Web
 
 logger = logging.getLogger(__name__)
 
@@ -102,9 +103,14 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
         announce: Called with one line once connections are accepted.
     """
     market, supervisor = build_market(feed, heard), Supervisor(feed)
-    web = Web(lambda: _health(market, supervisor), lambda: metrics.page())
-    server = Server(market, web, options.server, session=options.session, guard=options.guard, trust=options.trust)
+    pages: dict[str, PageMaker] = {}
+    server = Server(
+        market, Web(pages), options.server, session=options.session, guard=options.guard, trust=options.trust
+    )
     metrics = Metrics(market, server, supervisor)
+    stats = Stats(market, server, supervisor, metrics.loop_lag)
+    pages |= {"/healthz": stats.health, "/api/stats": stats.stats, "/metrics": metrics.page}
+    pages |= {"/metrics/per-subscriber": metrics.subscribers_page}
     _allow_many_files()
     _calm_collector()
     listener = open_listener(options.server.host, options.server.port)
@@ -122,6 +128,7 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
                 tasks.start_soon(market.broadcaster.run)
                 tasks.start_soon(market.gateway.run)
                 tasks.start_soon(server.heartbeats)
+                tasks.start_soon(metrics.run)
                 tasks.start_soon(
                     partial(trio.serve_listeners, server.serve_connection, [listener], handler_nursery=connections)
                 )
@@ -139,21 +146,6 @@ async def _feed(supervisor: Supervisor, send: trio.MemorySendChannel[Event]) -> 
     async with send:
         await supervisor.run(send)
     logger.info("feed %s has ended; its last state is still served", supervisor.feed.name)
-
-
-def _health(market: Market, supervisor: Supervisor) -> tuple[bool, dict[str, object]]:
-    history = market.history
-    state = "ended" if history.ended else "running" if history.ts else "waiting"
-    return True, {
-        "status": "ok",
-        "market": market.name,
-        "mode": market.mode,
-        "feed": state,
-        "feed_restarts": supervisor.restarts,
-        "market_time_ns": history.ts,
-        "symbols": list(market.listings.names[:1000]),
-        "subscriptions": market.broadcaster.statistics().subscriptions,
-    }
 
 
 def _address(host: str, port: int) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Iterable
 
 import msgspec
@@ -23,8 +22,9 @@ from feeds.book import BookEvent
 from feeds.records import Batch, Marker
 from ticker.history import History
 from ticker.listings import Listings
-from ticker.subscriber import Channel, Group, Lag, Subscriber, Subscription
-from ticker.topics import open_topic
+from ticker.subscriber import Channel, Group, Lag, Subscriber, Subscription, Totals
+from ticker.timing import Timing
+from ticker.topics import KINDS, open_topic
 from ticker.topics.topic import NOTHING, Flush, LostError, Mark, Marks, OnSlow, TopicKey
 
 #: A sweep lets other tasks run when it has worked for this long: orders do not wait behind it.
@@ -53,6 +53,30 @@ class Standing(msgspec.Struct, frozen=True):
     behind: int
 
 
+class ChannelStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the events of a channel, over all its subscribers so far.
+
+    Attributes:
+        subscriptions: Subscriptions now.
+        groups: Groups of subscriptions that are sent the same bytes now.
+        behind: Subscriptions whose socket takes nothing now.
+        lag_s: How long the longest of them has been so, in seconds.
+        published: Source events that subscribers were taken past; delivered + conflated + dropped.
+        delivered: Those sent as rows.
+        conflated: Those that a later state stood for.
+        dropped: Those that were lost.
+    """
+
+    subscriptions: int
+    groups: int
+    behind: int
+    lag_s: float
+    published: int
+    delivered: int
+    conflated: int
+    dropped: int
+
+
 class BroadcastStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """What the broadcaster has done so far.
 
@@ -61,11 +85,9 @@ class BroadcastStatistics(msgspec.Struct, frozen=True, kw_only=True):
         events: Rows in them.
         sweeps: Flushes of a topic to its subscribers.
         buffers: Buffers offered to subscribers in sweeps.
-        fallen_behind: How often a subscriber fell out of step.
+        fallen_behind: How often the socket of a subscriber took nothing.
         cut_off: Subscribers that fell further behind than a lossless channel can hold.
-        late_p50_ms: Median lateness of recent flushes: from when it was due to when its last subscriber was served.
-        late_p99_ms: The 99th percentile of the same.
-        subscriptions: Subscriptions now.
+        channels: By name.
     """
 
     batches: int
@@ -74,13 +96,21 @@ class BroadcastStatistics(msgspec.Struct, frozen=True, kw_only=True):
     buffers: int
     fallen_behind: int
     cut_off: int
-    late_p50_ms: float
-    late_p99_ms: float
-    subscriptions: int
+    channels: dict[str, ChannelStatistics]
+
+    @property
+    def subscriptions(self) -> int:
+        """Subscriptions now."""
+        return sum(channel.subscriptions for channel in self.channels.values())
 
 
 class Broadcaster:
     """Tells subscribers what happens in a market.
+
+    Attributes:
+        published_at: Monotonic time (s) of the last batch.
+        lateness: Of each flush: from when it was due to when its last subscriber was served.
+        duration: Of each sweep.
 
     Args:
         history: The market's state; this is its only writer.
@@ -96,7 +126,9 @@ class Broadcaster:
         self._idle = trio.Event()
         self._hurry = False
         self.published_at = -math.inf
-        self._late: deque[float] = deque(maxlen=256)
+        self.lateness, self.duration = Timing(), Timing()
+        self._totals = {name: Totals() for name in KINDS}  # of what was told outside the present groups
+        self._behind: dict[Subscription, None] = {}  # the longest first
         self._counts = dict.fromkeys(("batches", "events", "sweeps", "buffers", "fallen_behind", "cut_off"), 0)
         self._heard = heard
 
@@ -167,7 +199,8 @@ class Broadcaster:
         added = frozenset(listings)
         channel.topic.acquire(added)
         if into is None:
-            subscription = Subscription(subscriber, next(subscriber.numbers), key, on_slow)
+            number, totals = next(subscriber.numbers), self._totals[key.channel]
+            subscription = Subscription(subscriber, number, key, on_slow, totals)
             subscriber.subscriptions[subscription.id] = subscription
             channel.subscriptions += 1
         else:
@@ -243,6 +276,7 @@ class Broadcaster:
         """Forget a subscription that has left a channel."""
         channel.topic.release(listings)
         channel.subscriptions -= 1
+        self._behind.pop(subscription, None)
         if not channel.subscriptions:
             del self._channels[channel.topic.key]
 
@@ -307,13 +341,13 @@ class Broadcaster:
                 subscription.subscriber.cut_off(str(error))
                 return
             if part.piece.data and not subscription.subscriber.outbox.offer(channel.topic.enclosed(part.piece.data)):
-                if math.isnan(subscription.behind_since):
-                    subscription.behind_since = trio.current_time()
+                self._fell_behind(subscription)
                 return  # the outbox calls again when the socket is writable
             subscription.count(part.piece)
             subscription.marks, complete, ahead = part.marks, part.complete, part.ahead
         if not math.isnan(subscription.behind_since):
             since, subscription.behind_since = subscription.behind_since, math.nan
+            self._behind.pop(subscription, None)
             now = subscription.totals()
             lag = Lag(since, now.conflated - before.conflated, now.dropped - before.dropped)
             subscription.subscriber.caught_up(subscription, lag)
@@ -372,7 +406,9 @@ class Broadcaster:
         for subscription in waiting:
             self._bring_in_step(channel, subscription)
         self._counts["sweeps"] += 1
-        self._late.append(trio.current_time() - was_due)
+        done = trio.current_time()
+        self.lateness.observe(done - was_due)
+        self.duration.observe(done - now)
 
     def _send(self, channel: Channel, group: Group, data: bytes) -> None:
         """Send a buffer to the next members of a group that wait for it.
@@ -390,19 +426,37 @@ class Broadcaster:
             except OSError as error:
                 member.subscriber.outbox.refused(error)
                 self._set_apart(channel, group, member, channel.flush)
-                member.behind_since = trio.current_time()
-                self._counts["fallen_behind"] += 1
+                self._fell_behind(member)
                 continue
             if sent != size:
                 member.subscriber.outbox.keep(data, sent)
         self._counts["buffers"] += len(chunk)
 
+    def _fell_behind(self, subscription: Subscription) -> None:
+        """Note that the socket of a subscription takes nothing; that of one that ends does not count."""
+        if math.isnan(subscription.behind_since) and not subscription.subscriber.outbox.sealed:
+            subscription.behind_since = trio.current_time()
+            self._behind[subscription] = None
+            self._counts["fallen_behind"] += 1
+
     def statistics(self) -> BroadcastStatistics:
         """Return the counts so far."""
-        late = sorted(self._late) or [0.0]
-        return BroadcastStatistics(
-            **self._counts,
-            late_p50_ms=1000 * late[len(late) // 2],
-            late_p99_ms=1000 * late[len(late) * 99 // 100],
-            subscriptions=sum(channel.subscriptions for channel in self._channels.values()),
+        return BroadcastStatistics(**self._counts, channels={name: self._channel_statistics(name) for name in KINDS})
+
+    def _channel_statistics(self, name: str) -> ChannelStatistics:
+        channels = [channel for key, channel in self._channels.items() if key.channel == name]
+        groups = [group for channel in channels for group in channel.groups.values()]
+        behind = [subscription.behind_since for subscription in self._behind if subscription.key.channel == name]
+        totals = Totals(*self._totals[name].counts)
+        for group in groups:
+            totals.add(group.totals().counts)
+        return ChannelStatistics(
+            subscriptions=sum(channel.subscriptions for channel in channels),
+            groups=len(groups),
+            behind=len(behind),
+            lag_s=trio.current_time() - behind[0] if behind else 0.0,
+            published=totals.published,
+            delivered=totals.delivered,
+            conflated=totals.conflated,
+            dropped=totals.dropped,
         )

@@ -46,6 +46,34 @@ class Client(Protocol):
         """Send the replies so far."""
 
 
+class SubscriptionStatistics(msgspec.Struct, frozen=True):
+    """What became of a subscription so far.
+
+    Attributes:
+        sub_id: Its number within the connection.
+        channel: Of market data.
+        symbols: How many.
+        interval_ms: Its throttle.
+        mode: merge, batch or raw.
+        published: Source events that the subscriber was taken past; delivered + conflated + dropped.
+        delivered: Those sent as rows.
+        conflated: Those that a later state stood for.
+        dropped: Those that were lost.
+        lag_ms: For how long its socket has taken nothing; 0 while it keeps up.
+    """
+
+    sub_id: int
+    channel: str
+    symbols: int
+    interval_ms: int
+    mode: str
+    published: int
+    delivered: int
+    conflated: int
+    dropped: int
+    lag_ms: int
+
+
 class MarketData:
     """The subscriptions of one session to channels of market data.
 
@@ -210,10 +238,14 @@ class MarketData:
         self._client.flush()
         self._broadcaster.retune(subscription, msgspec.structs.replace(subscription.key, interval_ms=granted))
 
-    def list(self, request: Request, time_in: str) -> None:
+    def list_subscriptions(self, request: Request, time_in: str) -> None:
         """Send what is subscribed to, and what became of its events."""
         rows = [self._described(subscription) for subscription in self._subscriber.subscriptions.values()]
         self._client.accept(request, time_in, {"subscriptions": rows})
+
+    def statistics(self) -> list[SubscriptionStatistics]:
+        """Return the counts of every subscription so far."""
+        return [_statistics_of(subscription) for subscription in self._subscriber.subscriptions.values()]
 
     def _described(self, subscription: Subscription) -> dict[str, Any]:
         key, totals = subscription.key, subscription.totals()
@@ -272,6 +304,22 @@ class MarketData:
         row = {"code": int(code), "name": code.name, "sub_id": subscription.id}
         row |= {"lag_ms": round(1000 * (now - lag.since)), "conflated": lag.conflated, "dropped": lag.dropped}
         self._client.send(wire.Message(channel="notice", type="update", data=[row]))
+
+
+def _statistics_of(subscription: Subscription) -> SubscriptionStatistics:
+    key, totals, since = subscription.key, subscription.totals(), subscription.behind_since
+    return SubscriptionStatistics(
+        sub_id=subscription.id,
+        channel=key.channel,
+        symbols=len(subscription.listings),
+        interval_ms=key.interval_ms,
+        mode=key.mode,
+        published=totals.published,
+        delivered=totals.delivered,
+        conflated=totals.conflated,
+        dropped=totals.dropped,
+        lag_ms=0 if math.isnan(since) else round(1000 * (trio.current_time() - since)),
+    )
 
 
 def _ext(subscription: Subscription, listing: int, standing: Standing) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The figures of a running server in Prometheus' text format.
+"""The figures of a running service in Prometheus' text format.
 
 Nothing is counted twice: each part counts for itself and hands out a frozen struct, and this module only names the
 fields when somebody looks.
@@ -7,39 +7,68 @@ fields when somebody looks.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Final
 
+import trio
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 from feeds.feed import Supervisor
-from ticker.broadcast import BroadcastStatistics
+from ticker.broadcast import Broadcaster
 from ticker.market import Market
 from ticker.server import Server
+from ticker.timing import Timing
+from ticker.web import Page
+
+#: The event loop is asked this often how late it is.
+LOOP_LAG_INTERVAL_S: Final = 0.1
+#: Figures by channel, as :class:`ticker.broadcast.ChannelStatistics` names them.
+CHANNEL_GAUGES: Final = {
+    "subscriptions": "Subscriptions now.",
+    "groups": "Groups of subscriptions that are sent the same bytes.",
+    "behind": "Subscriptions whose socket takes nothing.",
+    "lag_s": "Seconds for which the longest of them has been so.",
+}
+CHANNEL_COUNTERS: Final = {
+    "published": "Source events that subscribers were taken past: delivered, conflated or dropped.",
+    "delivered": "Source events sent to subscribers as rows.",
+    "conflated": "Source events that a later state stood for.",
+    "dropped": "Source events lost for a subscriber.",
+}
 
 
-class Metrics(Collector):
-    """Collects the statistics of every part of the service."""
+class Metrics:
+    """Collects the statistics of every part of the service.
+
+    Attributes:
+        loop_lag: How late the event loop ran what was due.
+    """
 
     def __init__(self, market: Market, server: Server, supervisor: Supervisor) -> None:
         self._market = market
         self._server = server
         self._supervisor = supervisor
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
+        self.loop_lag = Timing()
 
-    def page(self) -> tuple[str, bytes]:
-        """Return content type and text of ``/metrics``."""
-        return CONTENT_TYPE_PLAIN_0_0_4, generate_latest(self._registry)
+    async def run(self) -> None:
+        """Measure for ever how late the event loop is."""
+        while True:
+            due = trio.current_time() + LOOP_LAG_INTERVAL_S
+            await trio.sleep_until(due)
+            self.loop_lag.observe(trio.current_time() - due)
 
-    def describe(self) -> Iterable[Metric]:
-        """Return nothing: metrics are described as they are collected."""
-        return []
+    def page(self, query: dict[str, str]) -> Page:
+        """Return ``/metrics``."""
+        return _page(self._service())
 
-    def collect(self) -> Iterator[Metric]:
-        """Yield every metric with its value of now."""
-        yield from self._broadcast(self._market.broadcaster.statistics())
+    def subscribers_page(self, query: dict[str, str]) -> Page:
+        """Return ``/metrics/per-subscriber``: a series for every subscription, for those who want that many."""
+        return _page(self._subscribers())
+
+    def _service(self) -> Iterator[Metric]:
+        yield from self._broadcast(self._market.broadcaster)
         server = self._server.statistics()
         yield _gauge("connections", "Open connections of any kind.", server.connections)
         yield _gauge("sessions", "Open WebSocket sessions.", server.sessions)
@@ -52,18 +81,65 @@ class Metrics(Collector):
         yield _counter("feed_restarts", "Restarts of the feed after it broke.", self._supervisor.restarts)
         yield _gauge("market_time_seconds", "Time of the market, Unix seconds.", self._market.history.ts / 1e9)
 
-    def _broadcast(self, told: BroadcastStatistics) -> Iterator[Metric]:
+    def _subscribers(self) -> Iterator[Metric]:
+        labels = ["connection", "sub_id", "channel"]
+        rows = [
+            ([str(session.id), str(row.sub_id), row.channel], row)
+            for session in self._server.sessions.values()
+            for row in session.statistics().subscriptions
+        ]
+        for name, text in CHANNEL_COUNTERS.items():
+            counter = CounterMetricFamily(f"ticker_subscriber_{name}", text, labels=labels)
+            for values, row in rows:
+                counter.add_metric(values, getattr(row, name))
+            yield counter
+        lag = GaugeMetricFamily("ticker_subscriber_lag_seconds", "For how long its socket took nothing.", labels=labels)
+        for values, row in rows:
+            lag.add_metric(values, row.lag_ms / 1000)
+        yield lag
+
+    def _broadcast(self, broadcaster: Broadcaster) -> Iterator[Metric]:
+        told = broadcaster.statistics()
         yield _counter("batches", "Batches taken from the feed.", told.batches)
         yield _counter("events", "Trades, quotes and book rows in them.", told.events)
         yield _counter("sweeps", "Flushes of a topic to its subscribers.", told.sweeps)
-        yield _counter("buffers", "Buffers accepted by subscribers in sweeps.", told.buffers)
+        yield _counter("buffers", "Buffers offered to subscribers in sweeps.", told.buffers)
         yield _counter("fallen_behind", "How often a subscriber's socket took nothing.", told.fallen_behind)
         yield _counter("cut_off", "Subscribers that a lossless channel could not wait for.", told.cut_off)
-        yield _gauge("subscriptions", "Subscriptions to topics now.", told.subscriptions)
-        late = GaugeMetricFamily("ticker_flush_lateness_ms", "Lateness of recent flushes.", labels=["quantile"])
-        late.add_metric(["0.5"], told.late_p50_ms)
-        late.add_metric(["0.99"], told.late_p99_ms)
-        yield late
+        for name, text in CHANNEL_GAUGES.items():
+            gauge = GaugeMetricFamily(f"ticker_{name}", text, labels=["channel"])
+            for channel, figures in told.channels.items():
+                gauge.add_metric([channel], getattr(figures, name))
+            yield gauge
+        for name, text in CHANNEL_COUNTERS.items():
+            counter = CounterMetricFamily(f"ticker_{name}", text, labels=["channel"])
+            for channel, figures in told.channels.items():
+                counter.add_metric([channel], getattr(figures, name))
+            yield counter
+        yield _histogram("flush_lateness", "From when a flush was due to its last subscriber.", broadcaster.lateness)
+        yield _histogram("sweep_duration", "How long a flush took to reach its subscribers.", broadcaster.duration)
+        yield _histogram("loop_lag", "How late the event loop ran what was due.", self.loop_lag)
+
+
+class _Page(Collector):
+    """Hands metrics that were collected already to the library that prints them."""
+
+    def __init__(self, metrics: Iterator[Metric]) -> None:
+        self._metrics = metrics
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing: metrics are described as they are collected."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metrics."""
+        return self._metrics
+
+
+def _page(metrics: Iterator[Metric]) -> Page:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Page(metrics))
+    return 200, CONTENT_TYPE_PLAIN_0_0_4, generate_latest(registry)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
@@ -72,3 +148,7 @@ def _gauge(name: str, text: str, value: float) -> Metric:
 
 def _counter(name: str, text: str, value: float) -> Metric:
     return CounterMetricFamily(f"ticker_{name}", text, value=value)
+
+
+def _histogram(name: str, text: str, timing: Timing) -> Metric:
+    return HistogramMetricFamily(f"ticker_{name}_seconds", text, buckets=timing.buckets(), sum_value=timing.total_s)

@@ -20,7 +20,7 @@ from ticker.codec import fixed, frame, rfc3339
 from ticker.errors import Code, RequestError
 from ticker.guard import TokenBucket
 from ticker.market import Market
-from ticker.marketdata import MarketData
+from ticker.marketdata import MarketData, SubscriptionStatistics
 from ticker.orders.gateway import PRIVATE_CHANNELS
 from ticker.outbox import Outbox
 from ticker.wire import Reply, Request, SubscribeParams
@@ -45,6 +45,22 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_subscriptions: Annotated[int, msgspec.Meta(ge=1)] = 20_000
     requests_per_s: Annotated[float, msgspec.Meta(gt=0)] = 20_000.0
     requests_burst: Annotated[float, msgspec.Meta(ge=1)] = 20_000.0
+
+
+class SessionStatistics(msgspec.Struct, frozen=True):
+    """What a session has done so far.
+
+    Attributes:
+        connection_id: Its number.
+        native: Whether it speaks the native profile.
+        backlog_bytes: Bytes waiting in its outbox.
+        subscriptions: To market data.
+    """
+
+    connection_id: int
+    native: bool
+    backlog_bytes: int
+    subscriptions: list[SubscriptionStatistics]
 
 
 class Session:
@@ -98,7 +114,7 @@ class Session:
             self._methods |= {
                 "resync": self._resync,
                 "update_subscription": self._data.update,
-                "list_subscriptions": self._data.list,
+                "list_subscriptions": self._data.list_subscriptions,
             }
 
     # Life
@@ -117,6 +133,10 @@ class Session:
         """Give up everything that is held for this client."""
         self._data.forget()
         self._market.gateway.remove(self)
+
+    def statistics(self) -> SessionStatistics:
+        """Return the counts so far."""
+        return SessionStatistics(self.id, self._native, self._outbox.backlog_bytes, self._data.statistics())
 
     def tell_status(self, system: Any, reconnect_after_ms: int | msgspec.UnsetType = msgspec.UNSET) -> None:  # noqa: ANN401
         """Send the status of the system: ``online`` or ``maintenance``."""

@@ -30,6 +30,11 @@ class Totals(msgspec.Struct):
     dropped: int = 0
 
     @property
+    def counts(self) -> Counts:
+        """Published, delivered and dropped."""
+        return self.published, self.delivered, self.dropped
+
+    @property
     def conflated(self) -> int:
         """Those that a later state stood for."""
         return self.published - self.delivered - self.dropped
@@ -98,11 +103,13 @@ class Subscription:
     """
 
     __slots__ = (
-        "_joined", "_told_at", "_totals", "behind_since", "group", "id", "key", "listings", "marks", "on_slow", "send",
-        "subscriber",
+        "_channel_totals", "_joined", "_told_at", "_totals", "behind_since", "group", "id", "key", "listings", "marks",
+        "on_slow", "send", "subscriber",
     )  # fmt: skip
 
-    def __init__(self, subscriber: Subscriber, number: int, key: TopicKey, on_slow: OnSlow) -> None:
+    def __init__(
+        self, subscriber: Subscriber, number: int, key: TopicKey, on_slow: OnSlow, channel_totals: Totals
+    ) -> None:
         self.subscriber = subscriber
         self.id = number
         self.key = key
@@ -113,7 +120,8 @@ class Subscription:
         self.marks: Marks = {}
         self.behind_since = math.nan
         self._told_at = trio.current_time()
-        self._totals = Totals()
+        self._totals = Totals()  # of what it was told outside its present group
+        self._channel_totals = channel_totals  # the same of all subscriptions of the channel, ended ones included
         self._joined: Counts = (0, 0, 0)  # its group's counts when it joined
 
     def totals(self) -> Totals:
@@ -131,7 +139,7 @@ class Subscription:
 
     def count(self, piece: Piece) -> None:
         """Count what it was told apart from its group."""
-        self._totals.add(piece.counts)
+        self._add(piece.counts)
         if piece.data:
             self._told_at = trio.current_time()
 
@@ -140,16 +148,23 @@ class Subscription:
         self.group = group
         self._joined = group.counts()
         group.members[self] = None
+        group.joined.add(self._joined)
 
     def leave(self, untold: Flush | None) -> None:
         """Leave the group; ``untold`` is what the group was counted as told and this one was not."""
-        assert self.group is not None
-        self._told_at = self.told_at
-        self._totals = self.totals()
+        group, self._told_at = self.group, self.told_at
+        assert group is not None
+        self._add(group.counts())
+        self._add(self._joined, -1)
         if untold is not None:
-            self._totals.add(untold.counts_of(self.listings), -1)
-        del self.group.members[self]
+            self._add(untold.counts_of(self.listings), -1)
+        group.joined.add(self._joined, -1)
+        del group.members[self]
         self.group = None
+
+    def _add(self, counts: Counts, sign: int = 1) -> None:
+        self._totals.add(counts, sign)
+        self._channel_totals.add(counts, sign)
 
 
 class Group:
@@ -158,23 +173,31 @@ class Group:
     Attributes:
         listings: What they want.
         members: They, in the order in which they joined.
+        joined: Sum of the counts with which they joined.
         pending: Those that the sweep under way has not reached, the last first.
         told_at: Monotonic time (s) at which it was told something last.
     """
 
-    __slots__ = ("_order", "_topic", "listings", "members", "pending", "told_at")
+    __slots__ = ("_order", "_topic", "joined", "listings", "members", "pending", "told_at")
 
     def __init__(self, topic: Topic, listings: frozenset[int]) -> None:
         self._topic = topic
         self._order = sorted(listings)
         self.listings = listings
         self.members: dict[Subscription, None] = {}
+        self.joined = Totals()
         self.pending: list[Subscription] = []
         self.told_at = -math.inf
 
     def counts(self) -> Counts:
         """Return what became of the events of these listings since the topic exists."""
         return self._topic.counts_of(self._order)
+
+    def totals(self) -> Totals:
+        """Return what became of the events of all members since each has joined."""
+        n, joined = len(self.members), self.joined
+        events, rows, dropped = self.counts()
+        return Totals(n * events - joined.published, n * rows - joined.delivered, n * dropped - joined.dropped)
 
     def join(self, pieces: dict[int, bytes]) -> bytes:
         """Return what concerns this group, as one buffer."""

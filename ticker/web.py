@@ -1,15 +1,15 @@
-"""The pages of the one port: status, health, metrics. Each connection gets one answer and is closed.
+"""The pages of the one port: status, health, figures. Each connection gets one answer and is closed.
 
 It knows HTTP responses and where the figures come from; it must not know sessions.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Final
+from urllib.parse import parse_qsl
 
 import h11
 import trio
@@ -29,42 +29,40 @@ _SECURITY: Final = [
 _TYPES: Final = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 _STATIC: Final = {"/": "index.html", "/static/status.js": "status.js", "/static/status.css": "status.css"}
 
-Page = tuple[str, bytes]
+#: Status, content type and body.
+Page = tuple[int, str, bytes]
+#: Makes a page of the query's parameters.
+PageMaker = Callable[[dict[str, str]], Page]
 
 
 class Web:
     """Answers requests that are not for a WebSocket.
 
     Args:
-        healthy: Whether the market runs, with details for ``/healthz``.
-        metrics: The Prometheus text of ``/metrics``.
+        pages: What makes the page of a path; the status page is there anyway.
     """
 
-    def __init__(self, healthy: Callable[[], tuple[bool, dict[str, object]]], metrics: Callable[[], Page]) -> None:
-        self._healthy = healthy
-        self._metrics = metrics
+    def __init__(self, pages: Mapping[str, PageMaker]) -> None:
+        self._pages = pages
 
     async def respond(self, transport: Transport, head: Head) -> None:
         """Answer a request."""
         if head.method not in ("GET", "HEAD"):
             raise BadHead(405, "only GET and HEAD")
-        status, (kind, body) = self._page(head.path)
+        status, kind, body = self._page(head)
         await _send(transport, status, kind, body, body_wanted=head.method == "GET")
 
     async def refuse(self, transport: Transport, error: BadHead) -> None:
         """Answer a request that cannot be served."""
         await _send(transport, error.status, "text/plain", f"{error}\n".encode(), body_wanted=True, extra=error.headers)
 
-    def _page(self, path: str) -> tuple[int, Page]:
-        if path in _STATIC:
-            name = _STATIC[path]
-            return 200, (_TYPES[name.rsplit(".", 1)[1]], (files("ticker") / "static" / name).read_bytes())
-        if path == "/healthz":
-            healthy, details = self._healthy()
-            return (200 if healthy else 503), ("application/json", json.dumps(details).encode() + b"\n")
-        if path == "/metrics":
-            return 200, self._metrics()
-        raise BadHead(404, f"no page {path}; there are / /healthz /metrics, and the WebSocket at /v2")
+    def _page(self, head: Head) -> Page:
+        if head.path in _STATIC:
+            name = _STATIC[head.path]
+            return 200, _TYPES[name.rsplit(".", 1)[1]], (files("ticker") / "static" / name).read_bytes()
+        if head.path in self._pages:
+            return self._pages[head.path](dict(parse_qsl(head.target.partition("?")[2])))
+        raise BadHead(404, f"no page {head.path}; there are / {' '.join(self._pages)}, and the WebSocket at /v2")
 
 
 async def _send(

@@ -1,6 +1,6 @@
 "use strict";
 
-/* The status page: tickers over the WebSocket, figures from /healthz and /metrics.
+/* The status page: tickers over the WebSocket, figures from /healthz and /api/stats.
    Everything that comes from the server is shown with textContent, never as markup. */
 
 const MAX_ROWS = 100;        // of the table; a page with thousands of rows is of no use and costs the server
@@ -192,8 +192,8 @@ const counted = { events: null, at: 0 };
 
 async function figures() {
   try {
-    const [metrics] = await Promise.all([page("/metrics", "text"), readHealth()]);
-    showMetrics(parse(metrics));
+    const [stats] = await Promise.all([page("/api/stats", "json"), readHealth()]);
+    showStats(stats);
   } catch {
     for (const id of ["feed", "events", "sessions", "subscriptions", "lateness"]) $(id).textContent = "–";
     counted.events = null;
@@ -221,25 +221,16 @@ async function readHealth() {
   subscribe();
 }
 
-function parse(text) {
-  const values = {};
-  for (const line of text.split("\n")) {
-    const space = line.lastIndexOf(" ");
-    if (space > 0 && line[0] !== "#") values[line.slice(0, space)] = Number(line.slice(space + 1));
-  }
-  return values;
-}
-
-function showMetrics(values) {
+function showStats(stats) {
   const now = performance.now();
-  const events = values.ticker_events_total;
+  const events = stats.events;
   const rate = counted.events === null ? null : (1000 * (events - counted.events)) / (now - counted.at);
   counted.events = events;
   counted.at = now;
   // A server that was started again counts from 0.
   $("events").textContent = rate === null || rate < 0 ? "–" : Math.round(rate).toLocaleString("en");
-  $("sessions").textContent = values.ticker_sessions.toLocaleString("en");
-  $("lateness").textContent = `${values['ticker_flush_lateness_ms{quantile="0.99"}'].toFixed(1)} ms`;
+  $("sessions").textContent = stats.sessions.toLocaleString("en");
+  $("lateness").textContent = `${stats.flush_lateness_ms.p99.toFixed(1)} ms`;
 }
 
 /* How to connect */
