@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import trio
 import trio.testing
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from feeds.records import BUY, SELL, Marker
@@ -133,7 +133,15 @@ ACTIONS = st.lists(
 )
 
 
+#: The interval changes before the first book of an epoch was told: that must be a snapshot all the same.
+RETUNED_EARLY = [
+    ("book", 1, 1), ("toggle", 1, (("book", 1), (10, "batch", "drop_oldest"), False)), ("epoch", 0, 0),
+    ("retune", 1, (("book", 1), 0)),
+]  # fmt: skip
+
+
 @given(actions=ACTIONS)
+@example(actions=RETUNED_EARLY)
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_the_accounting_is_exact_whatever_happens(actions):
     trio.run(run_actions, actions, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -112,7 +112,7 @@ def test_numbers_can_be_strings():
 
 
 def test_a_message_names_its_channel_and_carries_what_it_is_given():
-    ((opcode, payload),) = frames(message("trade", "update", '{"a":1},{"a":2}', pos='{"n":2}', timestamp="T"))
+    ((opcode, payload),) = frames(frame(message("trade", "update", '{"a":1},{"a":2}', pos='{"n":2}', timestamp="T")))
     assert opcode == 1
     assert json.loads(payload) == {
         "channel": "trade", "type": "update", "timestamp": "T", "pos": {"n": 2}, "data": [{"a": 1}, {"a": 2}],

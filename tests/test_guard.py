@@ -136,6 +136,15 @@ def test_bytes_beyond_the_burst_are_a_flood_until_time_has_passed() -> None:
         guard.feed(b"x", 10.0061)
 
 
+def test_what_inflating_adds_counts_as_bytes_that_came() -> None:
+    guard = FrameGuard(GuardOptions(bytes_per_s=1000.0, frames_per_s=1e12, burst_s=1.0), 0.0)
+    guard.feed(client_frame(BINARY, bytes(94)), 0.0)  # 6 bytes of header
+    guard.charge(900, 0.0)
+    with pytest.raises(ProtocolViolation, match="1008 more than 1000 bytes/s"):
+        guard.charge(1, 0.0)
+    guard.charge(1000, 1.0)
+
+
 def test_frames_beyond_the_burst_are_a_flood_until_time_has_passed() -> None:
     guard = FrameGuard(GuardOptions(bytes_per_s=1e12, frames_per_s=10.0, burst_s=2.0), 0.0)
     for _ in range(20):

@@ -70,7 +70,7 @@ def rfc3339_column(ns: I64) -> list[str]:
 
 
 def message(channel: str, kind: str, rows: str, *, pos: str = "", timestamp: str = "") -> bytes:
-    """Return the frame of a market data message.
+    """Return a market data message, without its frame.
 
     Args:
         channel: Its name.
@@ -84,7 +84,7 @@ def message(channel: str, kind: str, rows: str, *, pos: str = "", timestamp: str
         head += f'"timestamp":"{timestamp}",'
     if pos:
         head += f'"pos":{pos},'
-    return frame(f'{head}"data":[{rows}]}}'.encode())
+    return f'{head}"data":[{rows}]}}'.encode()
 
 
 class RowCodec:

@@ -23,7 +23,7 @@ class GuardOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     Attributes:
         max_message_bytes: Payload of one message, over all its fragments.
         max_fragments: Frames of one message.
-        bytes_per_s: Sustained inbound bytes per second.
+        bytes_per_s: Sustained inbound bytes per second, as received or as inflated, whichever are more.
         frames_per_s: Sustained inbound frames per second; control frames count.
         control_frames_per_s: Sustained inbound pings, pongs and closes per second: each ping costs an answer.
         burst_s: How many seconds' worth of each may come at once.
@@ -79,27 +79,35 @@ class FrameGuard:
         Raises:
             ProtocolViolation: 1008 for floods, 1009 for a message that is too big. The bytes must not be used.
         """
-        if self._bytes.take(len(data), now):
-            raise ProtocolViolation(POLICY_VIOLATION, f"more than {self._options.bytes_per_s:.0f} bytes/s")
+        self.charge(len(data), now)
         position = min(self._skip, len(data))
         self._skip -= position
         frames = 0
         while position < len(data):
             header = self._header + data[position : position + 14]
-            size = _header_size(header)
+            size = header_size(header)
             if size > len(header):
                 self._header = header
                 break
             position += size - len(self._header)
             self._header = b""
             frames += 1
-            payload = _payload_size(header)
+            payload = payload_size(header)
             self._count(header[0], payload, now)
             taken = min(payload, len(data) - position)
             position += taken
             self._skip = payload - taken
         if frames and self._frames.take(frames, now):
             raise ProtocolViolation(POLICY_VIOLATION, f"more than {self._options.frames_per_s:.0f} frames/s")
+
+    def charge(self, size: int, now: float) -> None:
+        """Count bytes: those that came, and those that inflating them added, because they cost as much to parse.
+
+        Raises:
+            ProtocolViolation: 1008; there were too many.
+        """
+        if self._bytes.take(size, now):
+            raise ProtocolViolation(POLICY_VIOLATION, f"more than {self._options.bytes_per_s:.0f} bytes/s")
 
     def _count(self, first_byte: int, payload: int, now: float) -> None:
         if first_byte & 0x08:  # a control frame; its size is wsproto's to check
@@ -117,14 +125,16 @@ class FrameGuard:
             self._message_bytes = self._fragments = 0
 
 
-def _header_size(header: bytes) -> int:
+def header_size(header: bytes) -> int:
+    """Return the bytes of a frame's header, masking key included; 2 while too little of it is there to tell."""
     if len(header) < 2:
         return 2
     extended = {126: 2, 127: 8}.get(header[1] & 0x7F, 0)
     return 2 + extended + (4 if header[1] & 0x80 else 0)
 
 
-def _payload_size(header: bytes) -> int:
+def payload_size(header: bytes) -> int:
+    """Return the bytes of payload that a complete frame header announces."""
     short = header[1] & 0x7F
     if short == 126:
         return int.from_bytes(header[2:4])

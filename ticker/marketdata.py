@@ -129,7 +129,7 @@ class MarketData:
 
     def subscribe(self, request: Request, time_in: str, params: SubscribeParams) -> None:
         """Subscribe to the symbols of a request, each acknowledged by itself, and then begin to tell."""
-        wish = understand(params, self._ticker_interval_ms, native=self._native)
+        wish = self._understand(params)
         outcomes = self._outcomes(wish)
         added = [listing for listing in outcomes.values() if isinstance(listing, int)]
         subscription = self._join(wish, added) if added else None
@@ -149,6 +149,9 @@ class MarketData:
         if subscription is not None:
             self._client.flush()
             self._broadcaster.begin(subscription, marks)
+
+    def _understand(self, params: SubscribeParams) -> Wish:
+        return understand(params, self._ticker_interval_ms, native=self._native, deflated=self._deflated)
 
     def _join(self, wish: Wish, added: list[int]) -> Subscription:
         into = None if self._native else next((s.id for s in self._having(wish.key)), None)
@@ -188,7 +191,7 @@ class MarketData:
 
     def unsubscribe(self, request: Request, time_in: str, params: SubscribeParams) -> None:
         """Unsubscribe from the symbols of a request, each acknowledged by itself."""
-        wish = understand(params, self._ticker_interval_ms, native=self._native)
+        wish = self._understand(params)
         parameters = {
             name: value for name, value in wish.parameters.items() if name in ("event_trigger", "depth", "interval")
         }
@@ -198,7 +201,7 @@ class MarketData:
 
     def resync(self, request: Request, time_in: str, params: SubscribeParams) -> None:
         """Send a fresh snapshot of each symbol of a request."""
-        wish = understand(params, self._ticker_interval_ms, native=self._native)
+        wish = self._understand(params)
         for symbol, subscription, listing in self._found(request, time_in, wish):
             result = {"channel": wish.key.channel, "symbol": symbol}
             self._client.accept(request, time_in, result, {"sub_id": subscription.id})

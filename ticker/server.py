@@ -16,6 +16,7 @@ import trio
 import trio_websocket
 
 from ticker.codec import PING, close_frame, frame
+from ticker.deflate import Inflater, negotiate
 from ticker.errors import ProtocolViolation
 from ticker.guard import FrameGuard, GuardOptions
 from ticker.head import BadHead, Head, TrustOptions, check_trust, check_upgrade, read_head
@@ -52,6 +53,7 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         max_connections_per_address: From one address.
         ping_interval_s: A silent peer is pinged this often, and has the same time to answer.
         ping_timeout_s: How long it may stay silent after a ping.
+        deflate: Whether messages are compressed for clients that offer it (RFC 7692).
     """
 
     host: str = "127.0.0.1"
@@ -61,6 +63,7 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_connections_per_address: Annotated[int, msgspec.Meta(ge=1)] = 20_000
     ping_interval_s: Annotated[float, msgspec.Meta(gt=0)] = 20.0
     ping_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 20.0
+    deflate: bool = False
 
 
 class ServerStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,10 +90,13 @@ class GuardedStream(trio.abc.Stream):
     It first gives back the head that was read already. Nothing more is read before our own 101 went out.
     """
 
-    def __init__(self, transport: Transport, outbox: Outbox, guard: FrameGuard, head: Head) -> None:
+    def __init__(
+        self, transport: Transport, outbox: Outbox, guard: FrameGuard, head: Head, *, inflater: Inflater | None = None
+    ) -> None:
         self._transport = transport
         self._outbox = outbox
         self._guard = guard
+        self._inflater = inflater
         self._head, self._rest = head.canonical, head.rest
         self.opened = trio.Event()
         self.connection: trio_websocket.WebSocketConnection | None = None
@@ -111,18 +117,27 @@ class GuardedStream(trio.abc.Stream):
             head, self._head = self._head, b""
             return head
         await self.opened.wait()
-        data, self._rest = self._rest, b""
-        if not data:
-            data = await self._transport.receive_some(max_bytes)
-        self.received_at = trio.current_time()
         try:
-            self._guard.feed(data, self.received_at)
+            return await self._receive(max_bytes)
         except ProtocolViolation as violation:
             self.violation = violation
             self._outbox.push(close_frame(violation.close_code, violation.reason))
             self._outbox.seal()
             return b""
-        return data
+
+    async def _receive(self, max_bytes: int | None) -> bytes:
+        while True:
+            data, self._rest = self._rest, b""
+            if not data:
+                data = await self._transport.receive_some(max_bytes)
+            self.received_at = trio.current_time()
+            self._guard.feed(data, self.received_at)
+            if self._inflater is None or not data:
+                return data
+            plain = self._inflater.feed(data)
+            self._guard.charge(max(0, len(plain) - len(data)), self.received_at)
+            if plain:  # else it is a part of a compressed frame, and nothing would mean the end
+                return plain
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Queue a whole frame; after a Close frame nothing more goes out."""
@@ -242,11 +257,13 @@ class Server:
     async def _websocket(self, transport: Transport, head: Head) -> None:
         outbox = Outbox(transport)
         guard = FrameGuard(self._guard_options, trio.current_time())
-        stream = GuardedStream(transport, outbox, guard, head)
+        extension = negotiate(head.headers.get("sec-websocket-extensions", "")) if self._options.deflate else None
+        inflater = Inflater(self._guard_options.max_message_bytes) if extension else None
+        stream = GuardedStream(transport, outbox, guard, head, inflater=inflater)
         async with trio.open_nursery() as outer:
             outer.start_soon(outbox.run)
             try:
-                await self._converse(stream, outbox)
+                await self._converse(stream, outbox, extension)
             except* Exception:
                 self._ended["defect"] += 1
                 logger.exception("session from %s ended by a defect", transport.peer)
@@ -255,7 +272,7 @@ class Server:
                 await stream.aclose()
             outer.cancel_scope.cancel()
 
-    async def _converse(self, stream: GuardedStream, outbox: Outbox) -> None:
+    async def _converse(self, stream: GuardedStream, outbox: Outbox, extension: str | None) -> None:
         """Shake hands, run the session, and say goodbye if it was ours to say."""
         async with trio.open_nursery() as nursery:
             with trio.fail_after(HANDSHAKE_TIMEOUT_S):
@@ -263,10 +280,13 @@ class Server:
                     nursery, stream, max_message_size=self._guard_options.max_message_bytes
                 )
                 native = NATIVE in request.proposed_subprotocols
-                connection = await request.accept(subprotocol=NATIVE if native else None)
+                headers = [(b"Sec-WebSocket-Extensions", extension.encode())] if extension else None
+                connection = await request.accept(subprotocol=NATIVE if native else None, extra_headers=headers)
             stream.connection = connection
             stream.opened.set()
-            session = Session(next(self._ids), outbox, self._market, self._session_options, native=native)
+            session = Session(
+                next(self._ids), outbox, self._market, self._session_options, native=native, deflated=bool(extension)
+            )
             self.sessions[session.id], self._outboxes[session.id] = session, outbox
             try:
                 nursery.start_soon(self._keep_alive, stream, outbox, session)

@@ -39,13 +39,14 @@ class Wish(msgspec.Struct, frozen=True):
     parameters: dict[str, Any]
 
 
-def understand(params: SubscribeParams, ticker_interval_ms: int, *, native: bool) -> Wish:
+def understand(params: SubscribeParams, ticker_interval_ms: int, *, native: bool, deflated: bool = False) -> Wish:
     """Return what ``subscribe`` or ``unsubscribe`` parameters for a market channel ask for.
 
     Args:
         params: From the client.
         ticker_interval_ms: The server's throttle of the ticker channel, unless a native client chooses its own.
         native: Whether the native profile's parameters count.
+        deflated: Whether its messages are compressed.
 
     Raises:
         RequestError: The channel does not exist, or one of its parameters has a value that it does not have.
@@ -62,7 +63,7 @@ def understand(params: SubscribeParams, ticker_interval_ms: int, *, native: bool
     if not native:
         interval_ms = ticker_interval_ms if channel == "ticker" else 0
         merges = channel == "ohlc" or (channel == "ticker" and interval_ms > 0)
-        key = TopicKey(channel, variant, interval_ms, "merge" if merges else "raw")
+        key = TopicKey(channel, variant, interval_ms, "merge" if merges else "raw", deflated=deflated)
         on_slow: OnSlow = "disconnect" if channel == "trade" else "conflate"
         return Wish(key, on_slow, symbols, snapshot, {"snapshot": snapshot, **extra})
     mode: Mode = ("batch" if channel == "trade" else "merge") if params.mode is UNSET else params.mode
@@ -70,7 +71,16 @@ def understand(params: SubscribeParams, ticker_interval_ms: int, *, native: bool
     quoted, packed = params.numbers == "string", params.encoding == "struct"
     if packed and (channel, mode) != ("ticker", "merge"):
         raise RequestError('encoding "struct" is for ticker in mode merge', Code.INVALID_FIELD, field="encoding")
-    key = TopicKey(channel, variant, _interval_ms(params, ticker_interval_ms, mode), mode, True, quoted, packed)
+    key = TopicKey(
+        channel=channel,
+        variant=variant,
+        interval_ms=_interval_ms(params, ticker_interval_ms, mode),
+        mode=mode,
+        native=True,
+        quoted=quoted,
+        packed=packed,
+        deflated=deflated and not packed,  # the digits of doubles do not shrink
+    )
     extra |= {"interval_ms": key.interval_ms, "mode": mode, "on_slow": on_slow}
     extra |= {"numbers": "string" if quoted else "number", "encoding": "struct" if packed else "json"}
     return Wish(key, on_slow, symbols, snapshot, {"snapshot": snapshot, **extra})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -40,6 +41,7 @@ class BookTopic(Topic):
         self._depth = int(key.variant)
         self._views: dict[int, Mark] = {}  # by instrument: after the last event that shows
         self._told_views: dict[int, Mark] = {}  # by instrument: after the last flush
+        self._whole: dict[int, int] = {}  # by instrument: position of the event whose row is the whole view
 
     def _first_wanted(self, instrument: int) -> None:
         view = self._look(instrument, self._history.ts)
@@ -47,13 +49,16 @@ class BookTopic(Topic):
             self._views[instrument] = self._told_views[instrument] = self._at(int(self._position[instrument]), view)
 
     def _last_unwanted(self, instrument: int) -> None:
-        self._views.pop(instrument, None)
-        self._told_views.pop(instrument, None)
+        for by_instrument in (self._views, self._told_views, self._whole):
+            by_instrument.pop(instrument, None)
 
     def _adopt(self, donor: Topic, listing: int, instrument: int) -> None:
         super()._adopt(donor, listing, instrument)
         assert isinstance(donor, BookTopic)
-        for own, theirs in ((self._views, donor._views), (self._told_views, donor._told_views)):
+        pairs: tuple[tuple[dict[int, Any], dict[int, Any]], ...] = (
+            (self._views, donor._views), (self._told_views, donor._told_views), (self._whole, donor._whole),
+        )  # fmt: skip
+        for own, theirs in pairs:
             if instrument in theirs:
                 own[instrument] = theirs[instrument]
             else:
@@ -74,6 +79,8 @@ class BookTopic(Topic):
         if old is not None and old.state.bids == new.bids and old.state.asks == new.asks:
             return
         mark = self._views[i] = self._at(int(self._position[i]), new)
+        if old is None:
+            self._whole[i] = mark.position
         self.dirty = True
         if self._every_event:
             for listing in self._wanted[i]:
@@ -116,15 +123,16 @@ class BookTopic(Topic):
     def _piece_of_rows(self, listing: int, after: int, rows: Sequence[tuple[int, str]], dropped: int = 0) -> Piece:
         if not rows:
             return EMPTY
-        first = self._listings.instrument_of[listing] not in self._told_views
-        if self.key.native and not first:
+        whole = self._whole.get(self._listings.instrument_of[listing])
+        if self.key.native and rows[0][0] != whole:
             return super()._piece_of_rows(listing, after, rows, dropped)
         # One row a message, as Kraken has it; the first of an epoch is a snapshot for everybody.
         parts: list[Piece] = []
         for position, row in rows:
-            start = first and not parts
-            kind = "snapshot" if start else "update"
-            parts.append(self._say(kind, row, None if start else after, position, 0 if start else 1))
+            if position == whole:
+                parts.append(self._say("snapshot", row, None, position, 0))
+            else:
+                parts.append(self._say("update", row, after, position, 1))
             after = position
         return joined(parts)
 
@@ -146,8 +154,8 @@ class BookTopic(Topic):
     def reset(self) -> None:
         """See :meth:`Topic.reset`."""
         super().reset()
-        self._views.clear()
-        self._told_views.clear()
+        for by_instrument in (self._views, self._told_views, self._whole):
+            by_instrument.clear()
 
 
 def changes(old: dict[int, int], new: dict[int, int]) -> list[tuple[int, int]]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -24,7 +24,8 @@ import numpy as np
 
 from feeds.book import BookEvent
 from feeds.records import I64, Batch
-from ticker.codec import RowCodec, message
+from ticker.codec import RowCodec, frame, message
+from ticker.deflate import deflated_frame
 from ticker.history import History
 from ticker.listings import Listings
 
@@ -68,6 +69,7 @@ class TopicKey(msgspec.Struct, frozen=True):
         native: Whether messages say what was left out.
         quoted: Whether numbers are strings.
         packed: Whether messages are binary records instead of JSON.
+        deflated: Whether messages are compressed.
     """
 
     channel: str
@@ -77,6 +79,7 @@ class TopicKey(msgspec.Struct, frozen=True):
     native: bool = False
     quoted: bool = False
     packed: bool = False
+    deflated: bool = False
 
 
 #: How many events, how many of them rows, and how many lost.
@@ -176,6 +179,7 @@ class Topic(ABC):
         self._history = history
         self._listings = listings
         self._codecs: Sequence[RowCodec] = listings.quoted_codecs if key.quoted else listings.codecs
+        self._framed: Callable[[bytes], bytes] = deflated_frame if key.deflated else frame
         self._position = position
         self._told = np.zeros(len(history.instruments), np.int64)
         self._seen = np.zeros(len(history.instruments), np.int64)  # mode batch, raw: entered as rows
@@ -417,7 +421,9 @@ class Topic(ABC):
     def _say(self, kind: str, rows: str, prev: int | None, last: int, n: int, dropped: int = 0) -> Piece:
         """Return a message about one listing; ``prev`` is None in a snapshot."""
         pos = self._pos(prev, last, n, dropped) if self.key.native else ""
-        return Piece(message(self.key.channel, kind, rows, pos=pos), 0 if prev is None else last - prev, n, dropped)
+        return Piece(
+            self._framed(message(self.key.channel, kind, rows, pos=pos)), 0 if prev is None else last - prev, n, dropped
+        )
 
     def _pos(self, prev: int | None, last: int, n: int, dropped: int) -> str:
         before = "null" if prev is None else prev
