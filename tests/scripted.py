@@ -12,6 +12,7 @@ import trio
 from feeds.instruments import Instrument, Instruments
 from feeds.records import BUY, CLEAR, LAST, MISSING, NO_SIDE, SELL, SET, SNAPSHOT, Batch, Levels, Marker, Quotes, Trades
 from ticker.app import build_market
+from ticker.history import HistoryOptions
 from ticker.market import Market
 from ticker.outbox import Outbox
 
@@ -168,9 +169,9 @@ def frames(data: bytes) -> Iterator[tuple[int, bytes]]:
         position += size
 
 
-def open_market(instruments: Instruments = INSTRUMENTS) -> Market:
+def open_market(instruments: Instruments = INSTRUMENTS, options: HistoryOptions | None = None) -> Market:
     """A market with nothing in it yet."""
-    return build_market(ScriptedFeed(instruments), trio.Event())
+    return build_market(ScriptedFeed(instruments), trio.Event(), options or HistoryOptions())
 
 
 def open_outbox() -> tuple[FakeWire, Outbox]:

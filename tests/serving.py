@@ -29,6 +29,7 @@ from ticker import bus
 from ticker.app import build_market
 from ticker.guard import GuardOptions
 from ticker.head import TrustOptions
+from ticker.history import HistoryOptions
 from ticker.market import Market
 from ticker.server import Server, ServerOptions
 from ticker.session import SessionOptions
@@ -435,7 +436,7 @@ async def open_house(
         server, session, guard, trust: Options; the default session sends every ticker event at once.
     """
     feed = feed or ScriptedFeed()
-    market = build_market(feed, trio.Event())
+    market = build_market(feed, trio.Event(), HistoryOptions())
     host = Server(
         market, Web({"/healthz": lambda _: (200, "application/json", b'{"status": "ok"}\n')}),
         server or ServerOptions(),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from feeds.records import BUY, SELL, Marker
 from tests.scripted import BTC, ETH, HAPPENINGS, START_NS, FakeWire, Tape, open_market, open_outbox
-from ticker.history import History
+from ticker.history import HistoryOptions
 from ticker.market import Market
 from ticker.subscriber import Lag, Subscriber, Subscription
 from ticker.topics.topic import TopicKey
@@ -216,10 +216,12 @@ async def test_a_subscriber_that_cannot_be_written_to_is_told_the_newest_state_w
 
 
 async def test_a_slow_subscriber_of_a_lossless_channel_gets_every_trade_or_is_cut_off(
-    autojump_clock, market, tape, reader, monkeypatch
+    autojump_clock, tape, nursery
 ):
-    monkeypatch.setattr(History, "RING_ROWS", 20)
-    monkeypatch.setattr(History, "SNAPSHOT_TRADES", 5)
+    market = open_market(options=HistoryOptions(trade_rows=1))  # 50 of each are kept all the same
+    reader = Reader(market)
+    nursery.start_soon(market.broadcaster.run)
+    nursery.start_soon(reader.outbox.run)
     reader.subscribe(TRADE, BTC_USD)
     reader.wire.set_room(0)
     for _ in range(5):
@@ -230,7 +232,7 @@ async def test_a_slow_subscriber_of_a_lossless_channel_gets_every_trade_or_is_cu
     reader.read()
     assert reader.trades["BTC/USD"] == [1, 2, 3, 4, 5]
     reader.wire.set_room(0)
-    for _ in range(50):
+    for _ in range(51):
         market.broadcaster.publish(tape.trades((BTC, BUY, 100, 1)))
         await settle(0.1)
     assert reader.cut_off == []

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from feeds.records import BUY, SELL
 from tests.scripted import BTC, INSTRUMENTS, Tape
 from ticker.errors import Code, RequestError
-from ticker.history import History
+from ticker.history import History, HistoryOptions
 from ticker.listings import Listings
 from ticker.orders.exchange import Exchange, NewOrder, Report, units_of
 from ticker.orders.gateway import QUEUE_DEPTH, Gateway
@@ -26,7 +26,7 @@ class Market:
     """An exchange with one account and a book of two levels a side."""
 
     def __init__(self) -> None:
-        self.history, self.tape = History(INSTRUMENTS), Tape()
+        self.history, self.tape = History(INSTRUMENTS, HistoryOptions()), Tape()
         self.exchange = Exchange(self.history, max_open_orders=3)
         self.exchange.open_account("a", {"BTC": 10, "USD": 1000})
         self.exchange.open_account("b", {"BTC": 10, "USD": 1000})

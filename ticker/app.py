@@ -20,7 +20,7 @@ from feeds.store import open_recording
 from ticker import bus
 from ticker.broadcast import Broadcaster
 from ticker.config import Options
-from ticker.history import History
+from ticker.history import History, HistoryOptions
 from ticker.listings import Listings
 from ticker.market import Market
 from ticker.metrics import Metrics
@@ -71,9 +71,9 @@ def _open_replay(options: ReplayOptions, heard: trio.Event) -> ReplayFeed:
     )
 
 
-def build_market(feed: Feed, heard: trio.Event) -> Market:
+def build_market(feed: Feed, heard: trio.Event, options: HistoryOptions) -> Market:
     """Return a market with nothing in it yet."""
-    history, listings = History(feed.instruments), Listings(feed.instruments)
+    history, listings = History(feed.instruments, options), Listings(feed.instruments)
     broadcaster = Broadcaster(history, listings, heard)
     return Market(feed.name, feed.mode, history, listings, broadcaster, Gateway(Exchange(history), listings))
 
@@ -102,7 +102,7 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
         options: Everything that can be set.
         announce: Called with one line once connections are accepted.
     """
-    market, supervisor = build_market(feed, heard), Supervisor(feed)
+    market, supervisor = build_market(feed, heard, options.history), Supervisor(feed)
     pages: dict[str, PageMaker] = {}
     server = Server(
         market, Web(pages), options.server, session=options.session, guard=options.guard, trust=options.trust

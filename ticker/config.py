@@ -17,6 +17,7 @@ from feeds.simulate import SimulationOptions
 from ticker.errors import ConfigError
 from ticker.guard import GuardOptions
 from ticker.head import TrustOptions
+from ticker.history import HistoryOptions
 from ticker.server import ServerOptions
 from ticker.session import SessionOptions
 
@@ -31,6 +32,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         session: Throttle and limits of one client.
         guard: What one connection may send.
         trust: Allowed hosts and origins.
+        history: How much is kept for those who missed it.
         simulation: The simulated market; used unless there is a replay.
         replay: A recording to replay.
     """
@@ -39,6 +41,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     session: SessionOptions = SessionOptions()
     guard: GuardOptions = GuardOptions()
     trust: TrustOptions = TrustOptions()
+    history: HistoryOptions = HistoryOptions()
     simulation: SimulationOptions = SimulationOptions()
     replay: ReplayOptions | None = None
 
@@ -48,6 +51,7 @@ _TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "session": SessionOptions,
     "guard": GuardOptions,
     "trust": TrustOptions,
+    "history": HistoryOptions,
     "simulation": SimulationOptions,
     "replay": ReplayOptions,
 }

@@ -8,10 +8,8 @@ or formats.
 from __future__ import annotations
 
 import secrets
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
-from itertools import islice
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -22,16 +20,31 @@ from feeds.book import BookEvent, Books
 from feeds.instruments import MAX_UNITS, Instruments
 from feeds.records import I32, I64, MISSING, Batch, Levels, Marker, Quotes, Trades
 from ticker.codec import rfc3339_column
+from ticker.prints import ROW_BYTES, Print, Prints
 
 F64 = npt.NDArray[np.float64]
-
-#: A trade as a snapshot shows it: side, price ticks, qty lots, trade id, time ns.
-Print = tuple[int, int, int, int, int]
-
 
 #: A ticker in units of price and quantity, as :meth:`ticker.codec.RowCodec.ticker` prints it; where a double cannot say
 #: it all, the same in ticks and lots.
 TickerRow = tuple[tuple[float | str, ...], tuple[float, ...] | None]
+
+
+class HistoryOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much of what has happened is kept for those who missed it.
+
+    Attributes:
+        trade_rows: Trades of all instruments together, shared out evenly; 50 of each are kept in any case.
+        trade_bytes: The memory that they may take.
+        event_rows: Events of one symbol that ``batch`` or ``raw`` of another channel than ``trade`` keeps.
+        event_bytes: The text that they may have.
+        linger_s: For how many seconds such events are kept after the last subscriber has left.
+    """
+
+    trade_rows: Annotated[int, msgspec.Meta(ge=1)] = 1_000_000
+    trade_bytes: Annotated[int, msgspec.Meta(ge=1)] = 64 << 20
+    event_rows: Annotated[int, msgspec.Meta(ge=1)] = 4096
+    event_bytes: Annotated[int, msgspec.Meta(ge=1)] = 4 << 20
+    linger_s: Annotated[float, msgspec.Meta(ge=0)] = 30.0
 
 
 class TickerColumns(msgspec.Struct, frozen=True):
@@ -74,6 +87,7 @@ class History:
 
     Attributes:
         instruments: The market's.
+        options: How much is kept.
         epoch: Names the current numbering; changes whenever numbering begins anew.
         ts: Market time of the last batch, int ns UTC; 0 before the first.
         trade_position: int64, shape ``(n,)``: trades so far in this epoch.
@@ -90,12 +104,11 @@ class History:
 
     #: How many trades a trade snapshot has (Kraken's number), and how many are kept of any instrument that has them.
     SNAPSHOT_TRADES = 50
-    #: How many trades of all instruments together are kept for those who missed them; some 50 MB.
-    RING_ROWS = 200_000
 
-    def __init__(self, instruments: Instruments) -> None:
+    def __init__(self, instruments: Instruments, options: HistoryOptions) -> None:
         n = len(instruments)
         self.instruments = instruments
+        self.options = options
         self.day = DayStatistics(n)
         self.candles = Candles(n)
         self.books = Books()
@@ -107,8 +120,8 @@ class History:
         self.bid_qty, self.ask_qty = np.empty(n, np.int64), np.empty(n, np.int64)
         self._row_ts = np.zeros(n, np.int64)
         self._quoted = np.zeros(n, np.bool_)  # has quotes of its own: its book does not stand in for them
-        self._prints: dict[int, deque[Print]] = defaultdict(deque)
-        self._print_order: deque[int] = deque()  # the instrument of each print kept, oldest first
+        rows = min(options.trade_rows, options.trade_bytes // ROW_BYTES) // max(n, 1)
+        self._prints = Prints(n, max(rows, self.SNAPSHOT_TRADES))
         self.epoch = ""
         self.ts = 0
         self.ended = False
@@ -121,8 +134,6 @@ class History:
         self.day.reset()
         self.candles.reset()
         self.books.reset()
-        self._prints.clear()
-        self._print_order.clear()
         for position in (self.trade_position, self.candle_position, self.quote_position, self.book_position):
             position[:] = 0
         for array in (self.bid_qty, self.ask_qty, self._row_ts):
@@ -160,19 +171,12 @@ class History:
         self.day.apply(trades)
         self.candles.apply(trades)
         times = event_times(trades)
+        self._prints.add(trades, times, self.trade_position)
         self.trade_position += np.bincount(trades.instrument, minlength=len(self.instruments))
         # np.maximum.at, not assignment: event times may run backwards and ids repeat.
         np.maximum.at(self._row_ts, trades.instrument, times)
         traded = trades.instrument[trades.qty > 0]
         self.candle_position += np.bincount(traded, minlength=len(self.instruments))
-        ids = trades.instrument.tolist()
-        for i, print_ in zip(ids, prints(trades), strict=True):
-            self._prints[i].append(print_)
-        self._print_order.extend(ids)
-        while len(self._print_order) > self.RING_ROWS:
-            kept = self._prints[self._print_order.popleft()]
-            if len(kept) > self.SNAPSHOT_TRADES:
-                kept.popleft()
 
     def _apply_quotes(self, quotes: Quotes) -> None:
         rows = _last_rows(quotes.instrument, 1)
@@ -226,22 +230,17 @@ class History:
 
     def prints(self, instrument: int, count: int) -> list[Print]:
         """Return the last ``count`` trades of an instrument, oldest first; fewer if fewer are kept."""
-        return list(islice(reversed(self._prints[instrument]), count))[::-1]
+        position = int(self.trade_position[instrument])
+        return self._prints.between(instrument, max(position - count, self.oldest_print(instrument)), position)
 
     def oldest_print(self, instrument: int) -> int:
         """Return the trade position before the oldest trade that is kept."""
-        return int(self.trade_position[instrument]) - len(self._prints[instrument])
+        return max(0, int(self.trade_position[instrument]) - self._prints.rows)
 
 
 def event_times(table: Trades | Quotes) -> I64:
     """Return when each row happened: the venue's time where it gave one, else the time of receipt; int64 ns."""
     return np.where(table.ts_event == MISSING, table.ts_recv, table.ts_event)
-
-
-def prints(trades: Trades) -> Iterator[Print]:
-    """Yield each row as plain numbers."""
-    columns = (trades.side, trades.price, trades.qty, trades.trade_id, event_times(trades))
-    return zip(*[column.tolist() for column in columns], strict=True)
 
 
 def _last_rows(ids: I32, count: int) -> I64:
