@@ -319,3 +319,60 @@ async def test_drop_oldest_says_what_was_lost(autojump_clock, market, reader, mo
     last = reader.read()[-1]["pos"]
     assert (last["prev"], last["last"], last["n"], last["conflated"], last["dropped"]) == (1, 51, 10, 0, 40)
     assert [lag.dropped for lag in reader.lags] == [40]
+
+
+async def away(market: Market, reader: Reader, tape: Tape, channel: str) -> None:
+    """Subscribe to every event, leave, and miss some."""
+    reader.subscribe(channel, 0, 100, "batch", "disconnect")
+    happen(market, tape, range(1, 4))
+    await settle()
+    reader.read()
+    subscription = reader.find(channel, 0)
+    assert subscription is not None
+    market.broadcaster.unsubscribe(subscription, [0])
+    happen(market, tape, range(4, 9))
+
+
+def happen(market: Market, tape: Tape, values: range) -> None:
+    for value in values:
+        market.broadcaster.publish(tape.quotes((BTC, value, 1, 200, 1)))
+        market.broadcaster.publish(tape.levels(BTC, (BUY, 80 + value, 1)))
+        market.broadcaster.publish(tape.trades((BTC, BUY, 100 + value, 1)))
+
+
+@pytest.mark.parametrize("channel", ["ticker", "book", "ohlc"])
+async def test_who_was_the_only_one_returns_to_exactly_what_it_missed(autojump_clock, market, reader, channel):
+    tape = Tape()
+    opening(market, tape)
+    await away(market, reader, tape, channel)
+    await trio.sleep(29)
+    before = len(reader.streams[channel, 0].rows)
+    assert reader.subscribe(channel, 0, 100, "batch", "disconnect", resume=True)
+    await settle()
+    messages = reader.read()
+    assert sum(message["pos"]["n"] for message in messages) == 5
+    assert len(reader.streams[channel, 0].rows) - before == 5
+    assert {message["type"] for message in messages} == {"update"}
+
+
+@pytest.mark.parametrize("channel", ["ticker", "book", "ohlc"])
+async def test_nothing_is_kept_for_ever_for_who_does_not_return(autojump_clock, market, reader, channel):
+    tape = Tape()
+    opening(market, tape)
+    await away(market, reader, tape, channel)
+    assert len(market.broadcaster._channels) == 1
+    await trio.sleep(31)
+    happen(market, tape, range(9, 10))
+    assert market.broadcaster._channels == {}
+    assert reader.subscribe(channel, 0, 100, "batch", "disconnect", resume=True) is False
+
+
+async def test_only_so_much_is_kept_for_those_who_left(autojump_clock, market, reader, monkeypatch):
+    monkeypatch.setattr("ticker.broadcast.MAX_LINGERING", 3)
+    for interval_ms in range(10):
+        for _ in range(2):  # coming and going again and again is one thing to keep
+            reader.subscribe("ticker", 0, interval_ms, "batch", "conflate")
+            subscription = reader.find("ticker", 0)
+            assert subscription is not None
+            market.broadcaster.unsubscribe(subscription, [0])
+    assert [key.interval_ms for key in market.broadcaster._channels] == [7, 8, 9]

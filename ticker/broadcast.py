@@ -31,6 +31,8 @@ from ticker.topics.topic import NOTHING, Flush, LostError, Mark, Marks, OnSlow, 
 SLICE_S = 0.002
 #: Subscribers served between two looks at the clock.
 CHUNK = 32
+#: Listings of topics that are kept for subscribers who may come back.
+MAX_LINGERING = 1000
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -131,6 +133,7 @@ class Broadcaster:
         self._behind: dict[Subscription, None] = {}  # the longest first
         self._counts = dict.fromkeys(("batches", "events", "sweeps", "buffers", "fallen_behind", "cut_off"), 0)
         self._heard = heard
+        self._lingering: dict[tuple[Channel, int], float] = {}  # until when, the first to go first
 
     # What happens in the market
 
@@ -147,6 +150,7 @@ class Broadcaster:
         for channel in self._channels.values():
             if channel.topic.dirty:
                 channel.dirty_since = min(channel.dirty_since, now)
+        self._end_lingering(now)
         self._published.set()
         self._published = trio.Event()
 
@@ -266,18 +270,45 @@ class Broadcaster:
         for listing in removed:
             del subscription.marks[listing]
         if subscription.listings:
-            channel.topic.release(removed)
+            self._release(channel, removed)
             self.begin(subscription, {})
         else:
             del subscription.subscriber.subscriptions[subscription.id]
+            self._behind.pop(subscription, None)
             self._drop(channel, subscription, removed)
 
     def _drop(self, channel: Channel, subscription: Subscription, listings: frozenset[int]) -> None:
         """Forget a subscription that has left a channel."""
-        channel.topic.release(listings)
         channel.subscriptions -= 1
-        self._behind.pop(subscription, None)
-        if not channel.subscriptions:
+        self._release(channel, listings)
+
+    def _release(self, channel: Channel, listings: frozenset[int]) -> None:
+        """Count a subscriber out. What it may come back for is kept for a while, as far as there is room."""
+        if channel.topic.resumable and self._history.options.linger_s:
+            until = trio.current_time() + self._history.options.linger_s
+            for listing in listings:
+                again = self._lingering.pop((channel, listing), None) is not None
+                self._lingering[channel, listing] = until
+                if again:
+                    channel.topic.release([listing])
+            self._end_lingering(-math.inf)
+        else:
+            channel.topic.release(listings)
+            self._close(channel)
+
+    def _end_lingering(self, now: float) -> None:
+        """Let go what nobody came back for in time, or what is too much."""
+        while self._lingering:
+            (channel, listing), until = next(iter(self._lingering.items()))
+            if until > now and len(self._lingering) <= MAX_LINGERING:
+                return
+            del self._lingering[channel, listing]
+            channel.topic.release([listing])
+            self._close(channel)
+
+    def _close(self, channel: Channel) -> None:
+        """Forget a channel of which nobody wants anything."""
+        if not channel.subscriptions and not channel.topic.wanted:
             del self._channels[channel.topic.key]
 
     def remove(self, subscriber: Subscriber) -> None:

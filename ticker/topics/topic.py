@@ -193,6 +193,16 @@ class Topic(ABC):
 
     # Interest
 
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody wants anything of it."""
+        return bool(self._interest)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether who comes back later can be told every event from what this topic itself keeps."""
+        return self.key.native and self._every_event
+
     def acquire(self, listings: Iterable[int], donor: Topic | None = None) -> None:
         """Count subscribers in; only listings that somebody wants are encoded.
 

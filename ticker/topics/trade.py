@@ -18,6 +18,11 @@ class TradeTopic(Topic):
     def __init__(self, key: TopicKey, history: History, listings: Listings) -> None:
         super().__init__(key, history, listings, history.trade_position)
 
+    @property
+    def resumable(self) -> bool:
+        """See :attr:`Topic.resumable`; it is the history that keeps trades."""
+        return False
+
     def applied(self, batch: Batch) -> None:
         """See :meth:`Topic.applied`."""
         if not self.dirty and len(batch.trades):
