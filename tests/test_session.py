@@ -230,7 +230,7 @@ NATIVE_REQUESTS = [
     '{"method":"subscribe","params":{"channel":"ticker","symbol":["ETH/USDT"],"resume":{"epoch":"old","after":1}},'
     '"req_id":6}',
     '{"method":"subscribe","params":{"channel":"book","symbol":["ETHUSDT"],"interval_ms":60001},"req_id":7}',
-    '{"method":"subscribe","params":{"channel":"book","symbol":["ETHUSDT"],"mode":"sometimes"},"req_id":8}',
+    '{"method":"subscribe","params":{"channel":"book","symbol":["ETHUSDT"],"mode":7},"req_id":8}',
     '{"method":"subscribe","params":{"channel":"trade","symbol":["ETH/USDT"],"encoding":"struct"},"req_id":9}',
     '{"method":"update_subscription","params":{"sub_id":1,"interval_ms":100},"req_id":10}',
     '{"method":"update_subscription","params":{"sub_id":99,"interval_ms":100},"req_id":11}',

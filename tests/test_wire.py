@@ -56,7 +56,7 @@ def test_brackets_in_strings_do_not_count_as_depth():
     [
         ({"channel": 1}, "channel"), ({}, "channel"), ({"channel": "book", "depth": True}, "depth"),
         ({"channel": "book", "depth": "10"}, "depth"), ({"channel": "ticker", "symbol": [1]}, "symbol"),
-        ({"channel": "ticker", "event_trigger": "never"}, "event_trigger"),
+        ({"channel": "ticker", "event_trigger": 1}, "event_trigger"),
         ({"channel": "ticker", "snapshot": 1}, "snapshot"),
     ],
 )  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from decimal import Decimal, InvalidOperation
-from typing import Any, ClassVar, Final, Literal, NoReturn, TypeVar
+from typing import Any, ClassVar, Final, Literal, NoReturn, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -46,23 +46,39 @@ class Resume(msgspec.Struct, frozen=True):
     after: int | dict[str, int]
 
 
+Trigger = Literal["trades", "bbo"]
+Mode = Literal["merge", "batch", "raw"]
+OnSlow = Literal["conflate", "drop_oldest", "disconnect"]
+Numbers = Literal["number", "string"]
+Encoding = Literal["json", "struct"]
+
+
 class SubscribeParams(msgspec.Struct, frozen=True):
     """Parameters of ``subscribe``, ``unsubscribe`` and ``resync``; which of them count depends on the channel.
 
     Those from ``interval_ms`` on are the native profile's; they mean nothing to plain clients.
     """
 
+    #: Fields whose unknown words are those of another version, and passed over: the reply says what was granted.
+    WORDS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "event_trigger": get_args(Trigger),
+        "mode": get_args(Mode),
+        "on_slow": get_args(OnSlow),
+        "numbers": get_args(Numbers),
+        "encoding": get_args(Encoding),
+    }
+
     channel: str
     symbol: str | list[str] | UnsetType = UNSET
     snapshot: bool | UnsetType = UNSET
-    event_trigger: Literal["trades", "bbo"] | UnsetType = UNSET
+    event_trigger: Trigger | UnsetType = UNSET
     depth: int | UnsetType = UNSET
     interval: int | UnsetType = UNSET
     interval_ms: int | UnsetType = UNSET
-    mode: Literal["merge", "batch", "raw"] | UnsetType = UNSET
-    on_slow: Literal["conflate", "drop_oldest", "disconnect"] | UnsetType = UNSET
-    numbers: Literal["number", "string"] | UnsetType = UNSET
-    encoding: Literal["json", "struct"] | UnsetType = UNSET
+    mode: Mode | UnsetType = UNSET
+    on_slow: OnSlow | UnsetType = UNSET
+    numbers: Numbers | UnsetType = UNSET
+    encoding: Encoding | UnsetType = UNSET
     resume: Resume | UnsetType = UNSET
 
     @property
@@ -219,7 +235,12 @@ def params_of(request: Request, kind: type[_Params]) -> _Params:
     Raises:
         RequestError: A field is missing or has the wrong type; the text names it.
     """
-    given = request.params or {}
+    words = getattr(kind, "WORDS", {})
+    given = {
+        field: value
+        for field, value in (request.params or {}).items()
+        if field not in words or not isinstance(value, str) or value in words[field]
+    }
     for field in getattr(kind, "NUMBERS", ()):
         if isinstance(given.get(field), str):
             text = f"{request.method}: Expected a number, got `str` - at `$.{field}`"
