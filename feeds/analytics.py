@@ -136,6 +136,26 @@ class DayRows(msgspec.Struct, frozen=True):
     count: I64
 
 
+class _Past(msgspec.Struct, frozen=True):
+    """The buckets of the window before the running one, in one row per instrument.
+
+    Attributes:
+        open: int64 ticks; means nothing where ``count`` is 0.
+        low: int64 ticks; the greatest int64 where there was no trade.
+        high: int64 ticks; the least int64 where there was no trade.
+        volume: int64 lots.
+        notional: float64, ticks times lots.
+        count: int64 trades.
+    """
+
+    open: I64
+    low: I64
+    high: I64
+    volume: I64
+    notional: F64
+    count: I64
+
+
 class DayStatistics:
     """The last 24 hours of trading of ``n`` instruments, in 48 buckets of half an hour.
 
@@ -165,6 +185,9 @@ class DayStatistics:
         self._volume = np.zeros(slots, dtype=np.int64)
         self._notional = np.zeros(slots, dtype=np.float64)
         self._count = np.zeros(slots, dtype=np.int64)
+        # Asked for often, changed every half hour. At 1,000 instruments adding up 48 columns takes 5 ms.
+        self._past: _Past
+        self._past_of = _NEVER
 
     def apply(self, trades: Trades) -> None:
         """Take in the trades of one batch."""
@@ -172,6 +195,8 @@ class DayStatistics:
         if not len(trades):
             return
         runs = _runs(trades, trades.ts_recv // self.BUCKET_NS, self._newest)
+        if runs.period.min() < self._past_of:
+            self._past_of = _NEVER
         last = _bounds(runs.instrument)[1:] - 1
         ids = runs.instrument[last]
         self._newest[ids] = runs.period[last]
@@ -213,26 +238,44 @@ class DayStatistics:
             ids: int32 dense ids, any order, repeats allowed.
             now_ns: int ns UTC on the clock of ``ts_recv``, not before the last trade.
         """
-        period, last = self._windows(self._period, ids), self._last[ids]
-        inside = period > now_ns // self.BUCKET_NS - self.BUCKETS
-        volume = (self._windows(self._volume, ids) * inside).sum(axis=1)
-        notional = (self._windows(self._notional, ids) * inside).sum(axis=1)
-        oldest = np.where(inside, period, _HIGHEST).argmin(axis=1)
+        period = now_ns // self.BUCKET_NS
+        if period != self._past_of:
+            self._look_back(period)
+        past, last, slot = self._past, self._last[ids], ids.astype(np.int64) * self.BUCKETS + period % self.BUCKETS
+        running = self._period[slot] == period
+        volume = past.volume[ids] + np.where(running, self._volume[slot], 0)
+        notional = past.notional[ids] + np.where(running, self._notional[slot], 0.0)
+        low = np.minimum(past.low[ids], np.where(running, self._low[slot], _HIGHEST))
+        high = np.maximum(past.high[ids], np.where(running, self._high[slot], MISSING))
         quiet = volume == 0
         return DayRows(
             last_px=last,
-            open=np.where(quiet, last, self._windows(self._open, ids)[np.arange(len(ids)), oldest]),
-            low=np.where(quiet, last, np.where(inside, self._windows(self._low, ids), _HIGHEST).min(axis=1)),
-            high=np.where(quiet, last, np.where(inside, self._windows(self._high, ids), MISSING).max(axis=1)),
+            open=np.where(quiet, last, np.where(past.count[ids] > 0, past.open[ids], self._open[slot])),
+            low=np.where(quiet, last, low),
+            high=np.where(quiet, last, high),
             volume=volume,
             vwap=np.where(quiet, np.where(last == MISSING, 0.0, last), notional / np.maximum(volume, 1)),
-            count=(self._windows(self._count, ids) * inside).sum(axis=1),
+            count=past.count[ids] + np.where(running, self._count[slot], 0),
         )
 
-    def _windows(self, column: npt.NDArray[Any], ids: I32) -> npt.NDArray[Any]:
-        """Return copies of the slots of these instruments, shape ``(ids, 48)``."""
-        picked: npt.NDArray[Any] = column.reshape(self._n, self.BUCKETS)[ids]
-        return picked
+    def _look_back(self, period: int) -> None:
+        """Sum up the buckets before a period for all instruments; trades add to the running one only."""
+        begun = self._period.reshape(self._n, self.BUCKETS)
+        inside = (begun > period - self.BUCKETS) & (begun < period)
+        oldest = np.where(inside, begun, _HIGHEST).argmin(axis=1)
+        volume, notional, low, high, count, opened = (
+            column.reshape(self._n, self.BUCKETS)
+            for column in (self._volume, self._notional, self._low, self._high, self._count, self._open)
+        )
+        self._past_of = period
+        self._past = _Past(
+            open=opened[np.arange(self._n), oldest],
+            low=np.where(inside, low, _HIGHEST).min(axis=1),
+            high=np.where(inside, high, MISSING).max(axis=1),
+            volume=np.where(inside, volume, 0).sum(axis=1),
+            notional=np.where(inside, notional, 0.0).sum(axis=1),
+            count=np.where(inside, count, 0).sum(axis=1),
+        )
 
 
 class Candle(msgspec.Struct, frozen=True):

@@ -133,16 +133,31 @@ def batches(prints: Sequence[Print], cuts: Sequence[int]) -> list[Trades]:
 
 
 @reproducible
-@given(streams(), st.sampled_from([0, HALF_HOUR_NS, DAY_NS // 2, DAY_NS, 2 * DAY_NS]))
-def test_day_equals_the_naive_window_however_the_tape_is_cut(stream, later):
+@given(streams(), st.sampled_from([0, HALF_HOUR_NS, DAY_NS // 2, DAY_NS, 2 * DAY_NS]), st.booleans())
+def test_day_equals_the_naive_window_however_the_tape_is_cut(stream, later, asked_between):
     prints, cuts = stream
     day = DayStatistics(N)
+    taken = 0
     for batch in batches(prints, cuts):
         day.apply(batch)
-    now = (prints[-1].ts_recv if prints else T0) + later
+        taken += len(batch)
+        if asked_between and taken:
+            check_day(day, prints[:taken], prints[taken - 1].ts_recv)
+    check_day(day, prints, (prints[-1].ts_recv if prints else T0) + later)
+
+
+def check_day(day: DayStatistics, prints: Sequence[Print], now: int) -> None:
     rows = day.rows(ALL, now)
     for instrument in range(N):
         assert row(rows, instrument) == pytest.approx(naive_day(prints, instrument, now), rel=1e-12)
+
+
+def test_a_trade_before_the_moment_that_was_asked_for_counts_all_the_same():
+    day, start = DayStatistics(N), T0 // HALF_HOUR_NS * HALF_HOUR_NS
+    prints = [Print(start, price=5), Print(start + HALF_HOUR_NS - 1, price=9), Print(start + HALF_HOUR_NS, price=7)]
+    for k, print_ in enumerate(prints, 1):
+        day.apply(trades([print_]))
+        check_day(day, prints[:k], start + HALF_HOUR_NS)
 
 
 def test_day_rows_have_the_documented_dtypes():
