@@ -25,8 +25,8 @@ import trio
 from feeds.feed import Supervisor
 from feeds.instruments import Instrument, Instruments
 from feeds.records import BUY, MISSING, Batch, Event, Marker, Quotes, Trades
-from ticker import bus
 from ticker.app import build_market
+from ticker.bus import Bus
 from ticker.guard import GuardOptions
 from ticker.head import TrustOptions
 from ticker.history import HistoryOptions
@@ -443,15 +443,13 @@ async def open_house(
         session=session or SessionOptions(ticker_interval_ms=0), guard=guard or GuardOptions(),
         trust=trust or TrustOptions(),
     )  # fmt: skip
-    send, receive = bus.open_bus()
 
     def on_batch(batch: Batch) -> None:
         market.broadcaster.publish(batch)
         market.gateway.market_moved(batch)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(Supervisor(feed).run, send)
-        nursery.start_soon(bus.pump, receive, on_batch, market.broadcaster.mark)
+        nursery.start_soon(Supervisor(feed).run, Bus(on_batch, market.broadcaster.mark))
         for task in (market.broadcaster.run, market.gateway.run, host.heartbeats):
             nursery.start_soon(task)
         port = None

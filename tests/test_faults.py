@@ -411,7 +411,7 @@ MALFORMED: list[str] = [
     SUBSCRIBE % '{"channel":"ticker","symbol":"btc/usd"}', SUBSCRIBE % '{"channel":"ticker","symbol":""}',
     SUBSCRIBE % '{"channel":"ticker","symbol":"../../etc/passwd"}',
     SUBSCRIBE % ('{"channel":"ticker","symbol":"' + "x" * 9000 + '"}'), TICKER % '"snapshot":1',
-    TICKER % '"snapshot":"true"', TICKER % '"snapshot":null', TICKER % '"event_trigger":"never"',
+    TICKER % '"snapshot":"true"', TICKER % '"snapshot":null', TICKER % '"event_trigger":9',
     TICKER % '"event_trigger":1', SUBSCRIBE % '{"channel":"book","symbol":"BTC/USD","depth":11}',
     SUBSCRIBE % '{"channel":"book","symbol":"BTC/USD","depth":-10}',
     SUBSCRIBE % '{"channel":"book","symbol":"BTC/USD","depth":"10"}',

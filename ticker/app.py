@@ -13,12 +13,12 @@ from typing import Final
 import trio
 
 from feeds.feed import Feed, Supervisor
-from feeds.records import Batch, Event
+from feeds.records import Batch
 from feeds.replay import ReplayFeed, ReplayOptions, parse_gap
 from feeds.simulate import SimulatedFeed
 from feeds.store import open_recording
-from ticker import bus
 from ticker.broadcast import Broadcaster
+from ticker.bus import Bus
 from ticker.config import Options
 from ticker.history import History, HistoryOptions
 from ticker.listings import Listings
@@ -114,17 +114,17 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
     _allow_many_files()
     _calm_collector()
     listener = open_listener(options.server.host, options.server.port)
-    send, receive = bus.open_bus()
 
     def on_batch(batch: Batch) -> None:
         market.broadcaster.publish(batch)
         market.gateway.market_moved(batch)
 
+    bus = Bus(on_batch, market.broadcaster.mark)
+
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as connections:  # outermost: what must drain ends last
             async with trio.open_nursery() as tasks:
-                tasks.start_soon(_feed, supervisor, send)
-                tasks.start_soon(bus.pump, receive, on_batch, market.broadcaster.mark)
+                tasks.start_soon(_feed, supervisor, bus)
                 tasks.start_soon(market.broadcaster.run)
                 tasks.start_soon(market.gateway.run)
                 tasks.start_soon(server.heartbeats)
@@ -142,9 +142,8 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
             connections.cancel_scope.cancel()
 
 
-async def _feed(supervisor: Supervisor, send: trio.MemorySendChannel[Event]) -> None:
-    async with send:
-        await supervisor.run(send)
+async def _feed(supervisor: Supervisor, bus: Bus) -> None:
+    await supervisor.run(bus)
     logger.info("feed %s has ended; its last state is still served", supervisor.feed.name)
 
 

@@ -404,10 +404,16 @@ class Broadcaster:
             if not due:
                 self._idle.set()
                 self._idle = trio.Event()
-                with trio.move_on_at(min((channel.due for channel in dirty), default=math.inf)):
-                    await published.wait()
+                await self._wait(published, min((channel.due for channel in dirty), default=math.inf))
             elif published.is_set():  # while it swept; else the wait lets the others run
                 await trio.lowlevel.checkpoint()
+
+    async def _wait(self, published: trio.Event, due: float) -> None:
+        if due == math.inf:  # a cancel scope would cost as much as all the rest of an event
+            await published.wait()
+        else:
+            with trio.move_on_at(due):
+                await published.wait()
 
     async def _sweep(self, channel: Channel) -> None:
         """Flush a topic to every group. Newcomers during the sweep are not part of it: their snapshot is newer."""

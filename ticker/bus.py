@@ -1,7 +1,8 @@
-"""The bus: one bounded channel from the feeds to everything that lives on their events.
+"""The bus: where the feeds end and everything that lives on their events begins.
 
-The channel is the only backpressure a feed knows. Past it everything is sync: a batch is taken in completely, by
-everybody, before the next one.
+A feed sees a Trio channel. Behind it there is no queue and no task: an event is taken in completely, by everybody,
+before ``send`` returns, and everything past it is sync, so that a feed never waits for a subscriber. What it waits
+for is the processor: after each event all other tasks have their turn.
 """
 
 from __future__ import annotations
@@ -12,24 +13,28 @@ import trio
 
 from feeds.records import Batch, Event, Marker
 
-#: Batches, not ticks: a feed may be this far ahead before it waits.
-DEPTH = 8
 
+class Bus(trio.abc.SendChannel[Event]):
+    """Hands every event on, in order.
 
-def open_bus() -> tuple[trio.MemorySendChannel[Event], trio.MemoryReceiveChannel[Event]]:
-    """Return the two ends of a bus."""
-    return trio.open_memory_channel[Event](DEPTH)
+    Args:
+        on_batch: Takes in what happened.
+        on_marker: Takes in a marker; may wait until what was before it has been told.
+    """
 
+    def __init__(self, on_batch: Callable[[Batch], None], on_marker: Callable[[Marker], Awaitable[None]]) -> None:
+        self._on_batch = on_batch
+        self._on_marker = on_marker
 
-async def pump(
-    bus: trio.MemoryReceiveChannel[Event],
-    on_batch: Callable[[Batch], None],
-    on_marker: Callable[[Marker], Awaitable[None]],
-) -> None:
-    """Hand every event on, in order, until all feeds have closed their end."""
-    async with bus:
-        async for event in bus:
-            if isinstance(event, Batch):
-                on_batch(event)
-            else:
-                await on_marker(event)
+    async def send(self, value: Event) -> None:
+        """Take in an event; a cancel comes before it or after it."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if isinstance(value, Batch):
+            self._on_batch(value)
+        else:
+            await self._on_marker(value)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def aclose(self) -> None:
+        """End; there is nothing to give back."""
+        await trio.lowlevel.checkpoint()

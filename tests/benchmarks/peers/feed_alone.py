@@ -9,7 +9,7 @@ import trio
 from feeds.records import Marker
 from feeds.simulate import SimulatedFeed, SimulationOptions
 from tests.benchmarks.peers.tick import end_after
-from ticker import bus
+from ticker.bus import Bus
 
 
 async def pass_over(marker: Marker) -> None:
@@ -19,11 +19,8 @@ async def pass_over(marker: Marker) -> None:
 async def main(symbols: str, rate: float) -> None:
     """Run the feed into the bus for ever; prints 0 where servers print their port."""
     feed = SimulatedFeed(SimulationOptions(symbols=tuple(symbols.split(",")), rate=rate))
-    send, receive = bus.open_bus()
     print(0, flush=True)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(feed.run, send)
-        nursery.start_soon(bus.pump, receive, lambda batch: None, pass_over)
+    await feed.run(Bus(lambda batch: None, pass_over))
 
 
 if __name__ == "__main__":
