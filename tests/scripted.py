@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pytest
 import trio
 
 from feeds.instruments import Instrument, Instruments
@@ -108,6 +110,16 @@ HAPPENINGS: dict[str, Callable[[Tape, int, int], Batch]] = {
     "trade": lambda tape, who, value: tape.trades(*[(who, BUY, 100 + k, 1 + k) for k in range(value)]),
     "book": lambda tape, who, value: tape.levels(who, (BUY, 80 + value, value % 3), (SELL, 170 + value, value % 4)),
 }
+
+
+@contextmanager
+def sweeps(*, interrupted: bool) -> Iterator[None]:
+    """Have sweeps let other tasks run after every single subscriber, or as they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        if interrupted:
+            patch.setattr("ticker.broadcast.SLICE_S", -1.0)
+            patch.setattr("ticker.broadcast.CHUNK", 1)
+        yield
 
 
 class FakeWire:

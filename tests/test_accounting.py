@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from feeds.records import BUY, SELL, Marker
-from tests.scripted import BTC, ETH, HAPPENINGS, START_NS, Tape, open_market, open_outbox
+from tests.scripted import BTC, ETH, HAPPENINGS, START_NS, Tape, open_market, open_outbox, sweeps
 from ticker.market import Market
 from ticker.subscriber import Lag, Subscriber, Subscription
 from ticker.topics.topic import TopicKey
@@ -139,12 +139,21 @@ RETUNED_EARLY = [
     ("retune", 1, (("book", 1), 0)),
 ]  # fmt: skip
 
+#: Somebody comes back while an event that it does not know waits for its flush.
+BACK_BEFORE_A_FLUSH = [
+    ("toggle", 1, (("ticker", 0), (10, "batch", "conflate"), False)), ("quote", 0, 1),
+    ("toggle", 1, (("ticker", 0), (0, "merge", "conflate"), False)),
+    ("toggle", 1, (("ticker", 0), (10, "batch", "drop_oldest"), True)),
+]  # fmt: skip
 
-@given(actions=ACTIONS)
-@example(actions=RETUNED_EARLY)
+
+@given(actions=ACTIONS, interrupted=st.booleans())
+@example(actions=RETUNED_EARLY, interrupted=False)
+@example(actions=BACK_BEFORE_A_FLUSH, interrupted=False)
 @settings(max_examples=EXAMPLES, deadline=None)
-def test_the_accounting_is_exact_whatever_happens(actions):
-    trio.run(run_actions, actions, clock=trio.testing.MockClock(autojump_threshold=0))
+def test_the_accounting_is_exact_whatever_happens(actions, interrupted):
+    with sweeps(interrupted=interrupted):
+        trio.run(run_actions, actions, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 async def run_actions(actions: list[Any]) -> None:

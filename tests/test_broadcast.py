@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feeds.records import BUY, SELL, Marker
-from tests.scripted import BTC, ETH, HAPPENINGS, START_NS, FakeWire, Tape, open_market, open_outbox
+from tests.scripted import BTC, ETH, HAPPENINGS, START_NS, FakeWire, Tape, open_market, open_outbox, sweeps
+from ticker.codec import frame
 from ticker.history import HistoryOptions
 from ticker.market import Market
 from ticker.subscriber import Lag, Subscriber, Subscription
@@ -215,9 +216,7 @@ async def test_a_subscriber_that_cannot_be_written_to_is_told_the_newest_state_w
     assert market.broadcaster.statistics().fallen_behind == 1
 
 
-async def test_a_slow_subscriber_of_a_lossless_channel_gets_every_trade_or_is_cut_off(
-    autojump_clock, tape, nursery
-):
+async def test_a_slow_subscriber_of_a_lossless_channel_gets_every_trade_or_is_cut_off(autojump_clock, tape, nursery):
     market = open_market(options=HistoryOptions(trade_rows=1))  # 50 of each are kept all the same
     reader = Reader(market)
     nursery.start_soon(market.broadcaster.run)
@@ -295,16 +294,18 @@ ACTIONS = st.lists(
         st.tuples(st.just("book"), st.integers(0, 1), st.integers(1, 30)),
         st.tuples(st.just("room"), st.integers(0, 2), st.sampled_from([0, 1, 50, 700, None])),
         st.tuples(st.just("toggle"), st.integers(0, 2), st.tuples(st.sampled_from(KEYS), st.integers(0, 2))),
+        st.tuples(st.just("reply"), st.integers(0, 2), st.sampled_from([0, 200])),
         st.tuples(st.just("wait"), st.just(0), st.sampled_from([0.0, 0.001, 0.05, 0.3])),
     ),
     max_size=60,
 )
 
 
-@given(actions=ACTIONS)
-@settings(max_examples=250, deadline=None)
-def test_whatever_happens_everybody_ends_up_knowing_everything(actions):
-    trio.run(run_actions, actions, clock=trio.testing.MockClock(autojump_threshold=0))
+@given(actions=ACTIONS, interrupted=st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_whatever_happens_everybody_ends_up_knowing_everything(actions, interrupted):
+    with sweeps(interrupted=interrupted):
+        trio.run(run_actions, actions, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 async def run_actions(actions: list[Any]) -> None:
@@ -327,6 +328,8 @@ async def run_actions(actions: list[Any]) -> None:
                 readers[who].wire.set_room(value)
             elif what == "wait":
                 await trio.sleep(value)
+            elif what == "reply":  # goes the same way as the data, and its rest before any data
+                readers[who].outbox.push(frame(b'{"channel":"reply","data":[]}' + b" " * value))
             else:
                 toggle(market, readers[who], owed[who], traded, *value)
         for reader in readers:

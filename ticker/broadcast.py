@@ -344,10 +344,7 @@ class Broadcaster:
         channel.waiting.pop(subscription, None)
         if group is None:
             return
-        untold = None
-        if subscription in group.pending:
-            group.pending.remove(subscription)
-            untold = channel.flush
+        untold = channel.flush if group.withdraw(subscription) else None
         self._set_apart(channel, group, subscription, untold)
 
     def _set_apart(self, channel: Channel, group: Group, subscription: Subscription, untold: Flush | None) -> None:
@@ -423,17 +420,16 @@ class Broadcaster:
         channel.flushed(now)
         plan = list(channel.groups.values())
         for group in plan:
-            group.pending = list(group.members)
-            group.pending.reverse()
+            group.line_up()
         slice_end = time.perf_counter() + SLICE_S
         for group in plan:
-            data = group.join(flush.pieces) if group.pending else b""
+            data = group.join(flush.pieces)
             if not data:
-                group.pending.clear()
+                group.reached = len(group.lineup)
                 continue
             group.told_at = now
             data = channel.topic.enclosed(data)
-            while group.pending:
+            while group.reached < len(group.lineup):
                 self._send(channel, group, data)
                 if time.perf_counter() > slice_end:
                     await trio.lowlevel.checkpoint()
@@ -451,23 +447,26 @@ class Broadcaster:
         """Send a buffer to the next members of a group that wait for it.
 
         This is the innermost loop of the fan-out. After a system call the caches are cold, so what counts is how many
-        objects are touched per member: one here, besides the socket.
+        objects are touched per member: only its socket here.
         """
-        pending, size = group.pending, len(data)
-        chunk = pending[: -CHUNK - 1 : -1]
-        del pending[-CHUNK:]
-        for member in chunk:
-            send = member.send
+        size, first = len(data), group.reached
+        sends = group.sends[first : first + CHUNK]
+        group.reached = first + len(sends)
+        for place, send in enumerate(sends, first):
             try:
                 sent = send(data)
             except OSError as error:
+                member = group.lineup[place]
+                assert member is not None  # who has left is not written to
                 member.subscriber.outbox.refused(error)
                 self._set_apart(channel, group, member, channel.flush)
                 self._fell_behind(member)
                 continue
             if sent != size:
+                member = group.lineup[place]
+                assert member is not None
                 member.subscriber.outbox.keep(data, sent)
-        self._counts["buffers"] += len(chunk)
+        self._counts["buffers"] += len(sends)
 
     def _fell_behind(self, subscription: Subscription) -> None:
         """Note that the socket of a subscription takes nothing; that of one that ends does not count."""

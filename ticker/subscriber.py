@@ -12,7 +12,7 @@ from collections.abc import Callable
 import msgspec
 import trio
 
-from ticker.outbox import Outbox
+from ticker.outbox import Outbox, Send
 from ticker.topics.topic import Counts, Flush, Marks, OnSlow, Piece, Topic, TopicKey
 
 
@@ -71,7 +71,8 @@ class Subscriber:
 
     def _turn(self) -> None:
         for subscription in self.subscriptions.values():
-            subscription.send = self.outbox.send
+            if subscription.group is not None:
+                subscription.group.redirect(subscription)
 
 
 class Lag(msgspec.Struct, frozen=True):
@@ -99,12 +100,11 @@ class Subscription:
         group: In step: the group that it is sent with. None out of step.
         marks: Out of step: where it stands, by listing.
         behind_since: Monotonic time (s) at which its socket took nothing; NaN while it keeps up.
-        send: The outbox's, here because a sweep does nothing but call it.
     """
 
     __slots__ = (
         "_channel_totals", "_joined", "_told_at", "_totals", "behind_since", "group", "id", "key", "listings", "marks",
-        "on_slow", "send", "subscriber",
+        "on_slow", "subscriber",
     )  # fmt: skip
 
     def __init__(
@@ -114,7 +114,6 @@ class Subscription:
         self.id = number
         self.key = key
         self.on_slow: OnSlow = on_slow
-        self.send = subscriber.outbox.send
         self.listings: frozenset[int] = frozenset()
         self.group: Group | None = None
         self.marks: Marks = {}
@@ -147,7 +146,7 @@ class Subscription:
         """Join a group: from now on what the group is told counts."""
         self.group = group
         self._joined = group.counts()
-        group.members[self] = None
+        group.add(self)
         group.joined.add(self._joined)
 
     def leave(self, untold: Flush | None) -> None:
@@ -159,7 +158,7 @@ class Subscription:
         if untold is not None:
             self._add(untold.counts_of(self.listings), -1)
         group.joined.add(self._joined, -1)
-        del group.members[self]
+        group.remove(self)
         self.group = None
 
     def _add(self, counts: Counts, sign: int = 1) -> None:
@@ -174,11 +173,15 @@ class Group:
         listings: What they want.
         members: They, in the order in which they joined.
         joined: Sum of the counts with which they joined.
-        pending: Those that the sweep under way has not reached, the last first.
+        lineup: Those that the present sweep, or the last one, is for; None where one has left meanwhile.
+        sends: What writes to each of them.
+        reached: How many of them the sweep has reached.
         told_at: Monotonic time (s) at which it was told something last.
     """
 
-    __slots__ = ("_order", "_topic", "joined", "listings", "members", "pending", "told_at")
+    __slots__ = (
+        "_changed", "_order", "_topic", "joined", "lineup", "listings", "members", "reached", "sends", "told_at",
+    )  # fmt: skip
 
     def __init__(self, topic: Topic, listings: frozenset[int]) -> None:
         self._topic = topic
@@ -186,8 +189,43 @@ class Group:
         self.listings = listings
         self.members: dict[Subscription, None] = {}
         self.joined = Totals()
-        self.pending: list[Subscription] = []
+        self.lineup: list[Subscription | None] = []
+        self.sends: list[Send] = []
+        self.reached = 0
+        self._changed = False
         self.told_at = -math.inf
+
+    def add(self, member: Subscription) -> None:
+        """Take in a member; a sweep under way is not for it."""
+        self.members[member] = None
+        self._changed = True
+
+    def remove(self, member: Subscription) -> None:
+        """Let a member go."""
+        del self.members[member]
+        self._changed = True
+
+    def line_up(self) -> None:
+        """Begin a sweep: all members are still to be reached."""
+        if self._changed:
+            self._changed = False
+            self.lineup = list(self.members)
+            self.sends = [member.subscriber.outbox.send for member in self.members]
+        self.reached = 0
+
+    def withdraw(self, member: Subscription) -> bool:
+        """Have the sweep under way pass over a member; False if it has reached it already, or is not for it."""
+        try:
+            place = self.lineup.index(member, self.reached)
+        except ValueError:
+            return False
+        self.lineup[place], self.sends[place] = None, len  # whose result is that of a whole write
+        return True
+
+    def redirect(self, member: Subscription) -> None:
+        """Write to a member in the way that its outbox now says."""
+        if member in self.lineup:
+            self.sends[self.lineup.index(member)] = member.subscriber.outbox.send
 
     def counts(self) -> Counts:
         """Return what became of the events of these listings since the topic exists."""

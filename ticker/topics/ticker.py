@@ -90,7 +90,7 @@ class TickerTopic(Topic):
 
     def _present(self, listing: int) -> Mark:
         """What was told last, if it is kept; else a subscriber that returns gets ahead of the others."""
-        if listing in self._latest:
+        if self._every_event or listing in self._latest:
             return self.mark(listing)
         return self._now(listing)
 
