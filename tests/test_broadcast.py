@@ -262,6 +262,21 @@ async def test_a_subscription_changed_in_the_middle_of_a_sweep_loses_nothing(
     assert readers[4].trades == {}
 
 
+async def test_a_sweep_never_writes_into_a_frame_that_is_not_finished(autojump_clock, market, tape, nursery):
+    reader = Reader(market)
+    reader.subscribe(EVERY, BTC_USD)
+    reader.wire.set_room(10)
+    market.broadcaster.publish(tape.quotes((BTC, 100, 1, 200, 1)))
+    await settle()
+    reader.wire.set_room(None)  # and nobody has written the rest yet
+    market.broadcaster.publish(tape.quotes((BTC, 101, 1, 200, 1)))
+    await settle()
+    assert len(reader.wire.taken) == 10
+    nursery.start_soon(reader.outbox.run)
+    await settle()
+    assert [m["data"][0]["bid"] for m in reader.read()] == [10.0, 10.1]
+
+
 async def test_nothing_is_kept_for_subscribers_that_left(autojump_clock, market, tape, reader):
     for key in KEYS:
         reader.subscribe(key, BTC_USD, ETHUSDT)

@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks [NAME...] [--quick]`` prints the tables; from the project's root, on Linux."""
+"""``python -m tests.benchmarks [NAME...] [--quick] [--plot FILE]`` prints tables; on Linux, from the project's root."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterable
 from importlib import import_module
+from pathlib import Path
 
 from tests.benchmarks.processes import Bench, NotAvailableError, opened
 from tests.benchmarks.report import Row, print_table
@@ -25,6 +26,8 @@ def with_processes(module: str) -> Callable[[Bench], Iterable[Row]]:
 TABLES = {
     "fanout": ("fan-out: one frame to many subscribers", with_processes("bench_fanout")),
     "conflated": ("conflation: a busy market, ten times a second", with_processes("bench_conflated")),
+    "sets": ("conflation: a thousand subscribers, no two alike", with_processes("bench_sets")),
+    "curve": ("conflation: cost by subscribers and by symbols", with_processes("bench_curve")),
     "slow": ("slow consumers", with_processes("bench_slow")),
     "simulate": ("simulated feed", in_process("bench_simulate")),
     "replay": ("replayed feed", in_process("bench_replay")),
@@ -36,10 +39,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description="Print every table of figures.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TABLES)}; all if none is given")
     parser.add_argument("--quick", action="store_true", help="one short run each instead of medians of three")
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the curve as SVG or PNG")
     args = parser.parse_args()
     if unknown := [name for name in args.names if name not in TABLES]:
         parser.error(f"no table {unknown[0]!r}; there are {', '.join(TABLES)}")
-    with opened(quick=args.quick) as bench:
+    with opened(quick=args.quick, plot=args.plot) as bench:
         for name in args.names or TABLES:
             title, measurement = TABLES[name]
             began = time.perf_counter()

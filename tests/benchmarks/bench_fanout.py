@@ -6,34 +6,44 @@ turns, each figure is the median of its runs, and both sides of a ratio come fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from importlib.util import find_spec
+from collections.abc import Iterator
 from statistics import median
 from typing import Final
 
 import msgspec
 
-from tests.benchmarks.processes import LIFETIME_S, PEERS, Bench, Load, NotAvailableError, Process, peer, serving
+from tests.benchmarks.audience import Audience, Load
+from tests.benchmarks.contenders import BROADCAST, C_LOOP, LIMITS, PICOWS, Contender, found, ours
+from tests.benchmarks.processes import Bench, result_of
 from tests.benchmarks.report import Row
 
-SUBSCRIBERS: Final = 500
-RATE: Final = 100
+#: Subscribers and ticks per second; 2,000 at 100/s would be more than any contender's core. A quick run has the middle.
+SIZES: Final = ((500, 100), (100, 100), (2_000, 25))
 SMALL: Final = 150
-#: Subscribers and ticks per second of the other sizes, which a quick run leaves out. 2,000 at 100/s would be more than
-#: any contender's core.
-OTHER_SIZES: Final = ((100, 100), (2_000, 25))
-#: Against each of the two bare loops.
-MOST: Final = 1.35
+#: Against the better of the two bare loops at 500 subscribers.
+MOST_OF_BARE: Final = 1.35
+#: Against the C loop, at these sizes.
+MOST_OF_C: Final = {500: 1.25, 2_000: 1.25}
+MOST_OF_PICOWS: Final = 1.05
+QUICK: Final = (*LIMITS, BROADCAST, PICOWS)
 SUBSCRIBE: Final = {
     "ticker": '{"method":"subscribe","params":{"channel":"ticker","symbol":["BTC/USD"],"event_trigger":"bbo"}}',
     "prebuilt": '{"method":"subscribe","params":{"channel":"trade","symbol":["BTC/USD"]}}',
 }
-LIMITS: Final = ("C send() loop", "Python socket.send loop")
-PEER_LIBRARIES: Final = ("websockets.broadcast", "node ws")
 
-#: Starts a contender for frames of that many bytes at that many ticks per second.
-Contender = Callable[[int, int], AbstractContextManager[Process]]
+
+class Run(msgspec.Struct, frozen=True):
+    """One contender's turn.
+
+    Attributes:
+        load: What its subscribers got.
+        rate: Ticks per second that it was asked for.
+        memory: Resident memory per subscriber, bytes.
+    """
+
+    load: Load
+    rate: float
+    memory: float
 
 
 class Figure(msgspec.Struct, frozen=True):
@@ -44,103 +54,123 @@ class Figure(msgspec.Struct, frozen=True):
         ratio: Ours by theirs: the median over the rounds, because both sides of a round saw the same machine.
         p50_ms: Median age of a frame on arrival.
         p99_ms: The 99th percentile.
+        memory: Resident memory per subscriber, bytes.
         frame_bytes: Mean size of a frame.
         delivered: Frames delivered of those that should have been.
+        rate: Ticks per second that it was asked for.
     """
 
     cpu_us: float
     ratio: float
     p50_ms: float
     p99_ms: float
+    memory: float
     frame_bytes: int
     delivered: float
+    rate: float
 
     def __str__(self) -> str:
-        text = f"{self.cpu_us:.2f} µs/frame, p50 {self.p50_ms:.2f} ms, p99 {self.p99_ms:.2f} ms"
+        text = f"{self.cpu_us:.2f} µs/frame, p50 {self.p50_ms:.2f} ms, p99 {self.p99_ms:.2f} ms, "
+        text += f"{self.memory / 1024:.1f} KiB/subscriber"
         return text if self.delivered > 0.98 else f"{text}, only {self.delivered:.0%} delivered"
 
 
-def figure(loads: list[Load], ours: list[Load], expected_per_s: float) -> Figure:
-    """Return the medians of a contender's runs; ``ours`` are those of the same rounds."""
+def figure(runs: list[Run], mine: list[Run], subscribers: int) -> Figure:
+    """Return the medians of a contender's runs; ``mine`` are ours of the same rounds."""
+    loads = [run.load for run in runs]
     return Figure(
         median(load.cpu_us for load in loads),
-        median(mine.cpu_us / theirs.cpu_us for mine, theirs in zip(ours, loads, strict=True)),
+        median(our.load.cpu_us / their.load.cpu_us for our, their in zip(mine, runs, strict=True)),
         median(load.p50_ms for load in loads),
         median(load.p99_ms for load in loads),
-        round(median(load.bytes / load.frames for load in loads)) + 4,
-        median(load.frames / load.secs for load in loads) / expected_per_s,
+        median(run.memory for run in runs),
+        frame_bytes(loads[0]),
+        median(load.frames / load.secs for load in loads) / (subscribers * runs[0].rate),
+        runs[0].rate,
     )
 
 
-def contenders(bench: Bench) -> dict[str, Contender | str]:
-    """Return the peers by name: how each is started, or what is missing for it."""
-    found: dict[str, Contender | str] = {
-        LIMITS[0]: lambda size, rate: serving([bench.program("sendlimit"), str(size), str(rate), str(LIFETIME_S)]),
-        LIMITS[1]: lambda size, rate: serving(peer("send_loop", size, rate, LIFETIME_S)),
-        PEER_LIBRARIES[0]: "websockets (pip install .[bench])",
-    }
-    if find_spec("websockets") is not None:
-        found[PEER_LIBRARIES[0]] = lambda size, rate: serving(peer("websockets_broadcast", size, rate, LIFETIME_S))
-    try:
-        modules = bench.node_modules()
-    except NotAvailableError as error:
-        found[PEER_LIBRARIES[1]] = str(error)
-    else:
-        found[PEER_LIBRARIES[1]] = lambda size, rate: serving(
-            ["node", PEERS / "node_ws.js", str(size), str(rate), str(LIFETIME_S)], NODE_PATH=str(modules)
-        )
-    return found
+def frame_bytes(load: Load) -> int:
+    """Return the mean size of a frame whose payload needs a header of four bytes."""
+    return round(load.bytes / load.frames) + 4
 
 
-def ours(what: str) -> Contender:
-    """Return this project's server, for the real channel or for prebuilt frames."""
-    return lambda size, rate: serving(peer("ours", "ticker" if what == "ticker" else size, rate, LIFETIME_S))
+def run(bench: Bench, contender: Contender, size: int, audience: Audience, rate: float) -> Run:
+    """Give a contender its turn, at the rate that it holds."""
+    held = contender.rate(audience.number, rate)
+    with contender.start(size, held) as server:
+        before = server.rss_bytes()
+        with bench.loading(server, audience, bench.seconds(3.0, 2.0)) as load:
+            memory = (server.rss_bytes() - before) / audience.number
+            return Run(result_of(load), held, memory)
 
 
 def measure(bench: Bench, what: str, subscribers: int, rate: int, peers: dict[str, Contender]) -> dict[str, Figure]:
-    """Let us ("ours") and the peers take turns; the peers send frames of the size of ours."""
-    seconds = bench.seconds(6.0, 2.0) if subscribers == SUBSCRIBERS else bench.seconds(4.0, 1.0)
-    loads: dict[str, list[Load]] = {}
+    """Let us ("ours") and the peers take turns; the peers send frames of the size of ours and are not subscribed."""
+    runs: dict[str, list[Run]] = {}
     size = SMALL
     for _ in range(bench.rounds):
         for name, contender in ({"ours": ours(what)} | peers).items():
-            with contender(size, rate) as server:
-                load = bench.load(server, subscribers, seconds, SUBSCRIBE[what])
-            loads.setdefault(name, []).append(load)
-            if name == "ours":
-                size = round(load.bytes / load.frames) + 4
-    return {name: figure(of_name, loads["ours"], subscribers * rate) for name, of_name in loads.items()}
+            audience = Audience(subscribers, (SUBSCRIBE[what],) if name == "ours" else ())
+            runs.setdefault(name, []).append(run(bench, contender, size, audience, rate))
+            size = frame_bytes(runs["ours"][-1].load)
+    return {name: figure(of_name, runs["ours"], subscribers) for name, of_name in runs.items()}
 
 
-def compare(title: str, figures: dict[str, Figure], most: float | None) -> Iterator[Row]:
-    """Yield a row for each peer; ``most`` is the goal against the bare loops, None where there is none."""
-    mine = figures.pop("ours")
-    for name, theirs in figures.items():
-        bound = most if name in LIMITS else 1.0
+def most(name: str, subscribers: int) -> float | None:
+    """Return what the ratio to a peer may be at most, None where there is no goal."""
+    if name == C_LOOP:
+        return MOST_OF_C.get(subscribers)
+    if name in LIMITS:
+        return None
+    return MOST_OF_PICOWS if name == PICOWS else 1.0
+
+
+def bare_loops(title: str, figures: dict[str, Figure]) -> Row:
+    """Return the row of our ratios to both bare loops, of which the lower counts."""
+    ratios = {name: figures[name].ratio for name in LIMITS}
+    return Row(
+        what=title,
+        figure=" and ".join(f"{ratio:.2f} x the {name}" for name, ratio in ratios.items()),
+        target=f"the lower at most {MOST_OF_BARE} x",
+        reached=min(ratios.values()) <= MOST_OF_BARE,
+    )
+
+
+def compare(
+    title: str, figures: dict[str, Figure], peers: dict[str, Contender], goals: dict[str, float | None]
+) -> Iterator[Row]:
+    """Yield a row for each peer, with the goal of the ratio to it."""
+    mine = figures["ours"]
+    for name, peer in peers.items():
+        theirs, bound = figures[name], goals.get(name)
+        asked = "" if theirs.rate == mine.rate else f" at {theirs.rate:g}/s, which its core holds"
+        note = f" ({peer.note})" if peer.note else ""
         yield Row(
             what=f"{title}, {mine.frame_bytes}-byte frames",
             figure=str(mine),
-            compared_with=f"{name}: {theirs} (ours is {theirs.ratio:.2f} x)",
+            compared_with=f"{name}{asked}{note}: {theirs} (ours is {theirs.ratio:.2f} x)",
             target="" if bound is None else f"at most {bound} x that",
             reached=None if bound is None else theirs.ratio <= bound,
         )
 
 
 def rows(bench: Bench) -> Iterator[Row]:
-    """Measure 500 subscribers with prebuilt frames and with the ticker channel, then other numbers of them."""
-    found = contenders(bench)
-    peers = {name: start for name, start in found.items() if not isinstance(start, str)}
-    limits = {name: start for name, start in peers.items() if name in LIMITS}
-    title = f"{SUBSCRIBERS} subscribers, {RATE}/s"
-    alone = "broadcaster and outboxes alone"
-    yield from compare(f"{title}, {alone}", measure(bench, "prebuilt", SUBSCRIBERS, RATE, peers), MOST)
-    figures = measure(bench, "ticker", SUBSCRIBERS, RATE, {LIMITS[0]: limits[LIMITS[0]]} if bench.quick else peers)
-    yield from compare(f"{title}, ticker channel, every event", figures, None)
-    for subscribers, rate in () if bench.quick else OTHER_SIZES:
-        figures = measure(bench, "prebuilt", subscribers, rate, limits)
-        yield from compare(f"{subscribers:,} subscribers, {rate}/s, {alone}", figures, None)
-    for name, missing in found.items():
+    """Measure prebuilt frames at every size, then the ticker channel beside the bare loops."""
+    all_peers = found(bench)
+    peers = {name: peer for name, peer in all_peers.items() if isinstance(peer, Contender)}
+    if bench.quick:
+        peers = {name: peer for name, peer in peers.items() if name in QUICK}
+    for subscribers, rate in SIZES[: 1 if bench.quick else None]:
+        title = f"{subscribers:,} subscribers, {rate}/s, broadcaster and outboxes alone"
+        figures = measure(bench, "prebuilt", subscribers, rate, peers)
+        yield from compare(title, figures, peers, {name: most(name, subscribers) for name in peers})
+        if subscribers == SIZES[0][0]:
+            yield bare_loops(title, figures)
+    subscribers, rate = SIZES[0]
+    limits = {name: peers[name] for name in LIMITS}
+    figures = measure(bench, "ticker", subscribers, rate, limits)
+    yield from compare(f"{subscribers} subscribers, {rate}/s, ticker channel, every event", figures, limits, {})
+    for name, missing in all_peers.items():
         if isinstance(missing, str):
-            yield Row(
-                what=f"{SUBSCRIBERS} subscribers, {name}", figure="not available", compared_with=f"needs {missing}"
-            )
+            yield Row(what=f"fan-out, {name}", figure="not available", compared_with=f"needs {missing}")

@@ -10,8 +10,10 @@ from typing import Final
 
 import msgspec
 
+from tests.benchmarks import bench_crowd
+from tests.benchmarks.audience import Audience, Load
 from tests.benchmarks.bench_fanout import SUBSCRIBE
-from tests.benchmarks.processes import LIFETIME_S, LOAD_CORE, Bench, Load, Process, peer, result_of, running, serving
+from tests.benchmarks.processes import LIFETIME_S, LOAD_CORE, Bench, Process, peer, result_of, running, serving
 from tests.benchmarks.report import Row
 
 FAST: Final = 50
@@ -21,6 +23,7 @@ MOST_GROWTH: Final = 16 << 20
 #: The bound of an outbox (ticker.outbox).
 MOST_BACKLOG: Final = 1 << 20
 MESSAGE: Final = SUBSCRIBE["ticker"]
+FAST_ONES: Final = Audience(FAST, (MESSAGE,))
 
 
 class Observation(msgspec.Struct, frozen=True):
@@ -66,7 +69,9 @@ def killed(bench: Bench) -> Disturbance:
 
     @contextmanager
     def disturb(server: Process) -> Iterator[None]:
-        with bench.loading(server, 1, LIFETIME_S, MESSAGE) as victim:  # it has been reading for a second by now
+        with bench.loading(
+            server, Audience(1, (MESSAGE,)), LIFETIME_S
+        ) as victim:  # it has been reading for a second by now
             victim.popen.kill()
             yield
 
@@ -76,10 +81,10 @@ def killed(bench: Bench) -> Disturbance:
 def observe(bench: Bench, disturb: Disturbance, seconds: float) -> Observation:
     """Run the fast subscribers beside a disturbance, looking at the server four times a second."""
     with serving(peer("ours", "ticker", RATE, LIFETIME_S)) as server:
-        bench.load(server, FAST, 1.0, MESSAGE)  # warms up: what the first connections allocate is not the slow one's
+        bench.load(server, FAST_ONES, 1.0)  # warms up: what the first connections allocate is not the slow one's
         before = server.rss_bytes()
         fallen_before = server.metrics()["ticker_fallen_behind_total"]
-        with bench.loading(server, FAST, seconds, MESSAGE) as load, disturb(server):
+        with bench.loading(server, FAST_ONES, seconds) as load, disturb(server):
             seen = list(_watch(server, load))
             if not seen:
                 raise RuntimeError("the load ended before its disturbance began")
@@ -99,7 +104,7 @@ def _watch(server: Process, load: Process) -> Iterator[dict[str, float]]:
 
 
 def rows(bench: Bench) -> Iterator[Row]:
-    """Measure the fast subscribers alone, beside one that never reads, and beside one that is killed."""
+    """Measure the fast subscribers alone, beside one that never reads, one that is killed, and a slow crowd."""
     seconds = bench.seconds(5.0, 3.0)
     alone, beside, gone = [], [], []
     for _ in range(bench.rounds):  # in turns: a baseline from other minutes would be that of another machine
@@ -126,6 +131,7 @@ def rows(bench: Bench) -> Iterator[Row]:
         target=f"<= {MOST_BACKLOG >> 20} MiB, and it did fall behind",
         reached=backlog <= MOST_BACKLOG and fell > 0,
     )
+    yield from bench_crowd.rows(bench)
 
 
 def latency(what: str, seen: list[Observation], baseline: float) -> Row:

@@ -5,6 +5,7 @@ Everything that is started here ends with its ``with`` block, and by itself afte
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import shutil
@@ -20,52 +21,19 @@ from typing import Final
 
 import msgspec
 
+from tests.benchmarks.audience import Audience, Load
+
 ROOT: Final = Path(__file__).parents[2]
 PEERS: Final = Path(__file__).parent / "peers"
 SERVER_CORE: Final = 0
 LOAD_CORE: Final = 1
 #: Every peer ends by itself after this long; no single measurement takes half of it.
-LIFETIME_S: Final = 90
+LIFETIME_S: Final = 170
 START_TIMEOUT_S: Final = 20.0
 
 
 class NotAvailableError(Exception):
     """A tool or package that a measurement needs is not there; the text becomes its row."""
-
-
-class Load(msgspec.Struct, frozen=True):
-    """What fanload measured while it counted.
-
-    Attributes:
-        secs: Length of the counting.
-        frames: Data frames, over all subscribers.
-        rows: Rows in them.
-        bytes: Their payload.
-        server_cpu_s: CPU time of the server, user and system.
-        p50_ms: Median age of a frame on arrival; -1 if ages were not asked for.
-        p99_ms: The 99th percentile of the same.
-        max_ms: The greatest.
-        least: Frames of the subscriber that got the fewest.
-        most: Frames of the one that got the most.
-        closed: Subscribers whose connection ended.
-    """
-
-    secs: float
-    frames: int
-    rows: int
-    bytes: int
-    server_cpu_s: float
-    p50_ms: float
-    p99_ms: float
-    max_ms: float
-    least: int
-    most: int
-    closed: int
-
-    @property
-    def cpu_us(self) -> float:
-        """CPU time of the server per delivered frame, in µs."""
-        return 1e6 * self.server_cpu_s / self.frames
 
 
 class Process:
@@ -74,11 +42,13 @@ class Process:
     Attributes:
         popen: The process; ``stdout`` is a pipe.
         port: What it printed on its first line.
+        pids: The processes that are measured: itself, unless it only started them.
     """
 
     def __init__(self, popen: subprocess.Popen[str]) -> None:
         self.popen = popen
         self.port = 0
+        self.pids = [popen.pid]
 
     def read_line(self, timeout_s: float) -> str:
         """Return the next line of its output.
@@ -94,18 +64,54 @@ class Process:
 
     def cpu_s(self) -> float:
         """Return user and system time so far (s)."""
-        fields = Path(f"/proc/{self.popen.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self.pids]
+        return sum(int(fields[11]) + int(fields[12]) for fields in stats) / os.sysconf("SC_CLK_TCK")
+
+    def system_s(self) -> float:
+        """Return the part of :meth:`cpu_s` that the kernel took (s)."""
+        stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self.pids]
+        return sum(int(fields[12]) for fields in stats) / os.sysconf("SC_CLK_TCK")
 
     def rss_bytes(self) -> int:
-        """Return its resident memory."""
-        return int(Path(f"/proc/{self.popen.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        """Return the resident memory."""
+        pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.pids)
+        return pages * os.sysconf("SC_PAGE_SIZE")
 
     def metrics(self) -> dict[str, float]:
         """Return its ``/metrics`` by name with labels."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=START_TIMEOUT_S) as response:
             lines = response.read().decode().splitlines()
         return {name: float(value) for name, _, value in (s.rpartition(" ") for s in lines if not s.startswith("#"))}
+
+
+def histogram_quantile(before: dict[str, float], after: dict[str, float], name: str, q: float) -> float:
+    """Return a quantile of what a Prometheus histogram took in between two looks at ``/metrics``.
+
+    Linear within a bucket, as Prometheus has it; in the last bucket, which has no end, it is infinite.
+
+    Args:
+        before: The metrics at the beginning.
+        after: At the end.
+        name: The histogram, without ``_bucket``.
+        q: 0 to 1.
+
+    Returns:
+        In the unit of the histogram; NaN if it took in nothing.
+
+    Raises:
+        KeyError: There is no such histogram.
+    """
+    prefix = f'{name}_bucket{{le="'
+    taken = sorted((float(key[len(prefix) : -2]), after[key] - before[key]) for key in after if key.startswith(prefix))
+    if not taken:
+        raise KeyError(name)
+    wanted = q * taken[-1][1]
+    low, below = 0.0, 0.0
+    for bound, upto in taken:
+        if upto >= wanted and upto > below:
+            return low + (bound - low) * (wanted - below) / (upto - below)
+        low, below = bound, upto
+    return math.nan
 
 
 @contextmanager
@@ -143,13 +149,16 @@ class Bench:
     """What all benchmarks share: compiled programs, and how long they measure.
 
     Attributes:
+        folder: Gone at the end.
         quick: Whether one short run has to do.
+        plot: Where a curve is drawn, if anywhere.
         rounds: How often every contender runs.
     """
 
-    def __init__(self, folder: Path, *, quick: bool) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, quick: bool, plot: Path | None) -> None:
+        self.folder = folder
         self.quick = quick
+        self.plot = plot
         self.rounds = 1 if quick else 3
 
     def seconds(self, full: float, quick: float) -> float:
@@ -162,7 +171,7 @@ class Bench:
         Raises:
             NotAvailableError: There is no C compiler.
         """
-        path = self._folder / name
+        path = self.folder / name
         if not path.exists():
             if (compiler := shutil.which("gcc") or shutil.which("cc")) is None:
                 raise NotAvailableError("gcc")
@@ -175,35 +184,30 @@ class Bench:
         Raises:
             NotAvailableError: No node or npm, or npm could not install.
         """
-        folder = self._folder / "node_modules"
+        folder = self.folder / "node_modules"
         if not (folder / "ws").exists():
             if shutil.which("node") is None or (npm := shutil.which("npm")) is None:
                 raise NotAvailableError("node with npm")
             done = subprocess.run(
-                [npm, "install", "--silent", "--no-audit", "--prefix", self._folder, "ws"], capture_output=True
+                [npm, "install", "--silent", "--no-audit", "--prefix", self.folder, "ws"], capture_output=True
             )
             if done.returncode:
                 raise NotAvailableError("node package ws: npm could not install it")
         return folder
 
     @contextmanager
-    def loading(
-        self, server: Process, subscribers: int, seconds: float, *messages: str, ages: bool = True
-    ) -> Iterator[Process]:
+    def loading(self, server: Process, audience: Audience, seconds: float) -> Iterator[Process]:
         """Run fanload against a server; the block begins when counting does. See :func:`result_of`."""
-        command = [
-            *(self.program("fanload"), "-p", server.port, "-n", subscribers, "-s", seconds, "-P", server.popen.pid),
-            *(part for message in messages for part in ("-m", message)),
-            *(["-l"] if ages else []),
-        ]
+        measured = [part for pid in server.pids for part in ("-P", pid)]
+        command = [self.program("fanload"), "-p", server.port, "-s", seconds, *measured, *audience.arguments()]
         with running([str(part) for part in command], LOAD_CORE) as load:
             if load.read_line(LIFETIME_S) != "counting\n":
                 raise RuntimeError("fanload did not begin to count")
             yield load
 
-    def load(self, server: Process, subscribers: int, seconds: float, *messages: str, ages: bool = True) -> Load:
+    def load(self, server: Process, audience: Audience, seconds: float) -> Load:
         """Run fanload against a server to its end."""
-        with self.loading(server, subscribers, seconds, *messages, ages=ages) as load:
+        with self.loading(server, audience, seconds) as load:
             return result_of(load)
 
 
@@ -213,7 +217,7 @@ def result_of(load: Process) -> Load:
 
 
 @contextmanager
-def opened(*, quick: bool) -> Iterator[Bench]:
+def opened(*, quick: bool, plot: Path | None) -> Iterator[Bench]:
     """Provide a bench with a temporary folder for its programs."""
     with tempfile.TemporaryDirectory(prefix="ticker-bench-") as folder:
-        yield Bench(Path(folder), quick=quick)
+        yield Bench(Path(folder), quick=quick, plot=plot)

@@ -2,7 +2,12 @@
 // time over exactly the seconds that it counts. Prints "counting" when these begin, and a JSON object at their end.
 //
 // Counting begins WARMUP seconds after every connection has had its first data frame (one with "type":"update").
-// A data frame carries its time of origin as "ts":<wall ns> or as "timestamp":"<RFC 3339, 6 decimals>Z".
+// A data frame carries its time of origin as "ts":<wall ns> or as "timestamp":"<RFC 3339, 6 decimals>Z". A binary one
+// (-r) is an array of records of one size, whose second byte is 1 in an update.
+//
+// With -e N only every Nth subscriber examines what it gets. The others go from frame to frame by their headers, count
+// bytes, and have the kernel throw away the rest of a frame of which they have only a part (MSG_TRUNC, no copy); frames
+// and rows are scaled up by the share of bytes that was examined. That is what one core can read of 2 GB/s.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -19,27 +24,32 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_MESSAGES = 16, OUTSTANDING = 50, READ = 65536, BUCKET_NS = 10000, BUCKETS = 2000000 };
+enum { MAX_MESSAGES = 16, MAX_PIDS = 8, OUTSTANDING = 50, READ = 65536, BUCKET_NS = 10000, BUCKETS = 2000000 };
 static const char UPDATE[] = "\"type\":\"update\"";
-static const double CONNECT_DEADLINE_S = 60;
+static const double CONNECT_DEADLINE_S = 120;
 
 typedef struct {
     int fd, open, live;  // the handshake is done; the first data frame has come
     uint8_t *buf;
     size_t len, cap;
-    uint64_t frames;
+    int examined;
+    uint64_t frames, skip, skipped;  // bytes still to be thrown away of a frame, and its length
 } conn;
 
-static int port, count = 1, latencies;
+static int port, count = 1, latencies, record_bytes, examine = 1;
 static double secs = 6, warmup = 1;
 static const char *messages[MAX_MESSAGES];
 static int n_messages;
-static long server_pid;
+static char **lines;  // of -f: subscriber i sends line i, from the beginning again when there are no more
+static int n_lines;
+static const char *subprotocol;
+static long server_pids[MAX_PIDS];
+static int n_pids;
 
 static conn *conns;
 static int opened, ready, live, closed, counting;
 static uint32_t *histogram;
-static uint64_t frames, bytes, rows, latency_n, latency_max;
+static uint64_t frames, bytes, rows, latency_n, latency_max, latency_min = ~0ull, examined_bytes;
 
 static double mono(void) {
     struct timespec t;
@@ -53,12 +63,11 @@ static uint64_t wall(void) {
     return t.tv_sec * 1000000000ull + t.tv_nsec;
 }
 
-// utime + stime of the server in seconds, fields 14 and 15 of /proc/PID/stat; 0 without a server.
-static double server_cpu(void) {
+// utime + stime of a process in seconds, fields 14 and 15 of /proc/PID/stat.
+static double process_cpu(long pid) {
     char path[64], text[1024];
     unsigned long utime = 0, stime = 0;
-    if (!server_pid) return 0;
-    snprintf(path, sizeof path, "/proc/%ld/stat", server_pid);
+    snprintf(path, sizeof path, "/proc/%ld/stat", pid);
     FILE *file = fopen(path, "r");
     if (!file) return 0;
     size_t n = fread(text, 1, sizeof text - 1, file);
@@ -67,6 +76,13 @@ static double server_cpu(void) {
     char *after_name = strrchr(text, ')');
     if (after_name) sscanf(after_name + 2, "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &utime, &stime);
     return (double)(utime + stime) / sysconf(_SC_CLK_TCK);
+}
+
+// The same of all processes of the server.
+static double server_cpu(void) {
+    double sum = 0;
+    for (int i = 0; i < n_pids; i++) sum += process_cpu(server_pids[i]);
+    return sum;
 }
 
 static uint64_t number(const uint8_t *p, int digits) {
@@ -88,18 +104,34 @@ static int64_t age(const uint8_t *p, size_t n) {
     return (int64_t)((wall() % day + day - sent) % day);
 }
 
-static void on_frame(conn *c, const uint8_t *p, size_t n) {
-    if (!memmem(p, n < 64 ? n : 64, UPDATE, sizeof UPDATE - 1)) return;
-    if (memmem(p, n < 64 ? n : 64, "\"status\"", 8)) return;
+static int is_update(int opcode, const uint8_t *p, size_t n) {
+    if (opcode == 2) return record_bytes && n > 1 && p[1] == 1;
+    if (n > 64) n = 64;
+    return memmem(p, n, UPDATE, sizeof UPDATE - 1) && !memmem(p, n, "\"status\"", 8);
+}
+
+static uint64_t rows_of(int opcode, const uint8_t *p, size_t n) {
+    if (opcode == 2) return n / record_bytes;
+    uint64_t found = 0;
+    const uint8_t *q = p;
+    for (size_t left = n; (q = memmem(q, left, "\"symbol\":", 9)); left = p + n - q) found++, q += 9;
+    return found;
+}
+
+static void on_frame(conn *c, int opcode, const uint8_t *p, size_t n) {
+    if (c->live && !c->examined) {
+        if (counting) bytes += n;
+        return;
+    }
+    if (!is_update(opcode, p, n)) return;
     if (!c->live) c->live = 1, live++;
     if (!counting) return;
-    frames++, c->frames++, bytes += n;
-    const uint8_t *q = p;
-    for (size_t left = n; (q = memmem(q, left, "\"symbol\":", 9)); left = p + n - q) rows++, q += 9;
+    frames++, c->frames++, bytes += n, examined_bytes += n, rows += rows_of(opcode, p, n);
     if (!latencies) return;
     int64_t d = age(p, n);
     if (d < 0) return;
     if ((uint64_t)d > latency_max) latency_max = d;
+    if ((uint64_t)d < latency_min) latency_min = d;
     uint64_t b = d / BUCKET_NS;
     histogram[b < BUCKETS ? b : BUCKETS - 1]++, latency_n++;
 }
@@ -127,6 +159,10 @@ static size_t shake(conn *c) {
     }
     c->open = 1, ready++;
     for (int i = 0; i < n_messages; i++) send_frame(c->fd, 0x81, messages[i], strlen(messages[i]));
+    if (n_lines) {
+        const char *line = lines[(c - conns) % n_lines];
+        send_frame(c->fd, 0x81, line, strlen(line));
+    }
     return end + 4 - c->buf;
 }
 
@@ -141,21 +177,34 @@ static size_t take_frames(conn *c, size_t o) {
             n = 0;
             for (int i = 2; i < head; i++) n = n << 8 | p[i];
         }
-        if (c->len - o < head + n) break;
         int op = p[0] & 15;
-        if (op < 3) on_frame(c, p + head, n);
+        if (c->len - o < head + n) {
+            if (!c->live || c->examined || op >= 3) break;
+            c->skip = head + n - (c->len - o), c->skipped = n;
+            return c->len;
+        }
+        if (op < 3) on_frame(c, op, p + head, n);
         else if (op == 9) send_frame(c->fd, 0x8A, p + head, n);
         o += head + n;
     }
     return o;
 }
 
+static void ended(conn *c) {
+    close(c->fd), closed++;
+}
+
 static void on_readable(conn *c) {
     if (c->cap - c->len < READ) c->buf = realloc(c->buf, c->cap *= 2);
-    ssize_t r = read(c->fd, c->buf + c->len, c->cap - c->len);
+    ssize_t r = c->skip ? recv(c->fd, NULL, c->skip, MSG_TRUNC) : read(c->fd, c->buf + c->len, c->cap - c->len);
     if (r < 0 && errno == EAGAIN) return;
     if (r <= 0) {
-        close(c->fd), closed++;
+        ended(c);
+        return;
+    }
+    if (c->skip) {
+        c->skip -= r;
+        if (!c->skip && counting) bytes += c->skipped;
         return;
     }
     c->len += r;
@@ -169,16 +218,19 @@ static void on_readable(conn *c) {
 static void connect_one(int epoll) {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port)};
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    conn *c = &conns[opened++];
+    conn *c = &conns[opened];
+    c->examined = opened++ % examine == 0;
     int one = 1;
-    char request[512];
+    char request[512], offer[128] = "";
+    if (subprotocol) snprintf(offer, sizeof offer, "Sec-WebSocket-Protocol: %s\r\n", subprotocol);
     c->fd = socket(AF_INET, SOCK_STREAM, 0);
     if (connect(c->fd, (void *)&address, sizeof address)) perror("connect"), exit(1);
     setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     fcntl(c->fd, F_SETFL, O_NONBLOCK);
     int n = snprintf(request, sizeof request,
                      "GET /v2 HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n", port);
+                     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n%s\r\n",
+                     port, offer);
     if (write(c->fd, request, n) != n) perror("write");
     c->buf = malloc(c->cap = READ);
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = c};
@@ -195,28 +247,49 @@ static double quantile(double share) {
 
 static void print_result(double elapsed, double cpu) {
     uint64_t least = ~0ull, most = 0;
-    for (int i = 0; i < count; i++) {
+    double scale = examined_bytes ? (double)bytes / examined_bytes : 1;
+    frames *= scale, rows *= scale;
+    for (int i = 0; i < count; i += examine) {
         if (conns[i].frames < least) least = conns[i].frames;
         if (conns[i].frames > most) most = conns[i].frames;
     }
-    printf("{\"secs\":%.4f,\"frames\":%lu,\"rows\":%lu,\"bytes\":%lu,\"server_cpu_s\":%.2f,\"p50_ms\":%.2f,"
-           "\"p99_ms\":%.2f,\"max_ms\":%.2f,\"least\":%lu,\"most\":%lu,\"closed\":%d}\n",
-           elapsed, frames, rows, bytes, cpu, quantile(0.5), quantile(0.99), latency_max / 1e6, least, most, closed);
+    printf("{\"secs\":%.4f,\"frames\":%lu,\"rows\":%lu,\"bytes\":%lu,\"server_cpu_s\":%.2f,\"min_ms\":%.2f,"
+           "\"p50_ms\":%.2f,\"p99_ms\":%.2f,\"max_ms\":%.2f,\"least\":%lu,\"most\":%lu,\"closed\":%d}\n",
+           elapsed, frames, rows, bytes, cpu, latency_n ? latency_min / 1e6 : -1, quantile(0.5), quantile(0.99), latency_max / 1e6, least, most, closed);
+}
+
+static void read_lines(const char *path) {
+    FILE *file = fopen(path, "r");
+    char *line = NULL;
+    size_t room = 0;
+    ssize_t n;
+    if (!file) perror(path), exit(1);
+    while ((n = getline(&line, &room, file)) > 0) {
+        if (line[n - 1] == '\n') line[n - 1] = 0;
+        lines = realloc(lines, (n_lines + 1) * sizeof *lines);
+        lines[n_lines++] = strdup(line);
+    }
+    free(line), fclose(file);
 }
 
 static void parse(int argc, char **argv) {
     int option;
-    while ((option = getopt(argc, argv, "p:n:s:w:m:P:l")) != -1) switch (option) {
+    while ((option = getopt(argc, argv, "p:n:s:w:m:f:o:r:e:P:l")) != -1) switch (option) {
         case 'p': port = atoi(optarg); break;
         case 'n': count = atoi(optarg); break;
         case 's': secs = atof(optarg); break;
         case 'w': warmup = atof(optarg); break;
-        case 'P': server_pid = atol(optarg); break;
+        case 'f': read_lines(optarg); break;
+        case 'o': subprotocol = optarg; break;
+        case 'r': record_bytes = atoi(optarg); break;
+        case 'e': examine = atoi(optarg); break;
+        case 'P': if (n_pids < MAX_PIDS) server_pids[n_pids++] = atol(optarg); break;
         case 'l': latencies = 1; break;
         case 'm': if (n_messages < MAX_MESSAGES) messages[n_messages++] = optarg; break;
         default:
             fprintf(stderr, "fanload -p PORT [-n SUBSCRIBERS] [-s SECONDS] [-w WARMUP_SECONDS] [-m MESSAGE]... "
-                            "[-P SERVER_PID] [-l(atencies)]\n");
+                            "[-f FILE_OF_MESSAGES] [-o SUBPROTOCOL] [-r RECORD_BYTES] [-e EXAMINE_EVERY_NTH] "
+                            "[-P SERVER_PID]... [-l(atencies)]\n");
             exit(2);
     }
 }

@@ -6,16 +6,29 @@ import signal
 import socket
 import sys
 
+from tests.benchmarks.audience import NATIVE
 from tests.benchmarks.peers.tick import end_after
 from ticker.codec import TEXT
 
 
-def subscribe(port: int, message: bytes) -> socket.socket:
-    """Return a connection that has shaken hands and subscribed; the mask of the frame is zero."""
-    sock = socket.create_connection(("127.0.0.1", port))
+def subscribe(port: int, message: bytes, *, native: bool = False, receive_bytes: int = 0) -> socket.socket:
+    """Return a connection that has shaken hands and subscribed; the mask of the frame is zero.
+
+    Args:
+        port: Of the server.
+        message: At most 125 bytes.
+        native: Whether to offer the native subprotocol.
+        receive_bytes: Size of the kernel's receive buffer; 0 leaves it as it is.
+    """
+    sock = socket.socket()
+    if receive_bytes:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    sock.connect(("127.0.0.1", port))
+    offer = f"Sec-WebSocket-Protocol: {NATIVE}\r\n" if native else ""
     request = (
         f"GET /v2 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+        f"{offer}\r\n"
     )
     sock.sendall(request.encode())
     answer = b""
