@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
 import trio
@@ -224,7 +225,7 @@ class Group:
 
     def redirect(self, member: Subscription) -> None:
         """Write to a member in the way that its outbox now says."""
-        if member in self.lineup:
+        with suppress(ValueError):  # one that came during the sweep is not in it
             self.sends[self.lineup.index(member)] = member.subscriber.outbox.send
 
     def counts(self) -> Counts:
