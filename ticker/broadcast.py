@@ -326,7 +326,7 @@ class Broadcaster:
     def position(self, subscription: Subscription) -> int:
         """Return the sum of the positions up to which a subscription knows its listings."""
         if subscription.group is not None:
-            return self._channels[subscription.key].topic.told(subscription.listings)
+            return subscription.group.position
         return sum(mark.position for mark in subscription.marks.values() if mark is not None)
 
     def _channel(self, key: TopicKey) -> Channel:

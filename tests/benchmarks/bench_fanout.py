@@ -100,7 +100,7 @@ def run(bench: Bench, contender: Contender, size: int, audience: Audience, rate:
     held = contender.rate(audience.number, rate)
     with contender.start(size, held) as server:
         before = server.rss_bytes()
-        with bench.loading(server, audience, bench.seconds(3.0, 2.0)) as load:
+        with bench.loading(server, audience, bench.seconds(2.5, 2.0)) as load:
             memory = (server.rss_bytes() - before) / audience.number
             return Run(result_of(load), held, memory)
 

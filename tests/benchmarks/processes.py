@@ -114,6 +114,12 @@ def histogram_quantile(before: dict[str, float], after: dict[str, float], name: 
     return math.nan
 
 
+def descendants(pid: int) -> list[int]:
+    """Return the processes that a process has started, and those that they have."""
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return children + [one for child in children for one in descendants(child)]
+
+
 @contextmanager
 def running(command: Sequence[str | Path], core: int, **environment: str) -> Iterator[Process]:
     """Run a command on a core, from the project's root; it is ended with the block."""

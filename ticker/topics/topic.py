@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 
 from feeds.book import BookEvent
-from feeds.records import I64, Batch
+from feeds.records import I32, I64, Batch
 from ticker.codec import RowCodec, frame, message
 from ticker.deflate import deflated_frame
 from ticker.history import History
@@ -340,9 +340,13 @@ class Topic(ABC):
         """Return what is sent for the joined data of some pieces."""
         return data
 
-    def told(self, listings: Iterable[int]) -> int:
-        """Return the sum of the positions up to which listings were told."""
-        return int(self._told[[self._listings.instrument_of[listing] for listing in listings]].sum())
+    def instruments(self, listings: Sequence[int]) -> I32:
+        """Return the instruments of some listings."""
+        return np.array([self._listings.instrument_of[listing] for listing in listings], np.int32)
+
+    def told(self, instruments: I32) -> int:
+        """Return the sum of the positions up to which some instruments were told."""
+        return int(self._told[instruments].sum())
 
     def oldest(self, listing: int) -> int:
         """Return the position from which on a returning subscriber can be told every event."""
