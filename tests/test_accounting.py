@@ -6,11 +6,13 @@ any mix of rates, modes, policies, stalls, live interval changes, resyncs and re
 
 from __future__ import annotations
 
+import json
 import os
 from collections import defaultdict
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import trio
 import trio.testing
@@ -18,7 +20,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from feeds.records import BUY, SELL, Marker
-from tests.scripted import BTC, ETH, HAPPENINGS, START_NS, Tape, open_market, open_outbox, sweeps
+from tests.scripted import BTC, ETH, HAPPENINGS, START_NS, Tape, frames, open_market, open_outbox, sweeps
+from ticker.binary import DTYPES
 from ticker.market import Market
 from ticker.subscriber import Lag, Subscriber, Subscription
 from ticker.topics.topic import TopicKey
@@ -89,17 +92,37 @@ class Reader:
         return None
 
     def read(self) -> list[Any]:
-        messages = self.wire.messages()
+        taken, self.wire.taken = bytes(self.wire.taken), bytearray()
+        messages: list[Any] = []
+        for opcode, payload in frames(taken):
+            messages += [json.loads(payload)] if opcode == 1 else self._unpacked(payload)
         for message in messages:
             symbol = message["data"][0]["symbol"]
             self.streams[message["channel"], self.market.listings.id_of(symbol)].take(message)
         return messages
 
+    def _unpacked(self, payload: bytes) -> list[Any]:
+        """Tickers of a struct message, as the JSON messages that say the same."""
+        names = self.market.listings.names
+        return [
+            {
+                "channel": "ticker", "type": "update" if record["type"] else "snapshot",
+                "pos": {
+                    "epoch": f"{record['epoch']:08x}", "prev": record["prev"].item() if record["type"] else None,
+                    **{name: record[name].item() for name in ("last", "n", "conflated", "dropped")},
+                },
+                "data": [{"symbol": names[record["listing"]], "bid": record["bid"], "ask": record["ask"]}],
+            }
+            for record in np.frombuffer(payload, DTYPES["ticker"])
+        ]  # fmt: skip
+
     def subscribe(
         self, channel: str, listing: int, interval_ms: int, mode: Any, on_slow: Any, *, resume: bool = False
     ) -> bool | None:
         """Subscribe to one stream; says whether a resume was recovered."""
-        key = TopicKey(channel, VARIANTS[channel], 0 if mode == "raw" else interval_ms, mode, native=True)
+        packed, mode = mode == "packed" and channel == "ticker", "merge" if mode == "packed" else mode
+        interval_ms = 0 if mode == "raw" else interval_ms
+        key = TopicKey(channel, VARIANTS[channel], interval_ms, mode, native=True, packed=packed)
         stream = self.streams[channel, listing]
         after = (stream.epoch, stream.last) if resume and stream.last is not None else None
         broadcaster = self.market.broadcaster
@@ -115,7 +138,9 @@ class Reader:
 STREAMS = st.tuples(st.sampled_from(sorted(VARIANTS)), st.integers(0, 1))
 INTERVALS = st.sampled_from([0, 10, 100, 250])
 WAYS = st.tuples(
-    INTERVALS, st.sampled_from(["merge", "batch", "raw"]), st.sampled_from(["conflate", "drop_oldest", "disconnect"])
+    INTERVALS,
+    st.sampled_from(["merge", "batch", "raw", "packed"]),
+    st.sampled_from(["conflate", "drop_oldest", "disconnect"]),
 )
 ACTIONS = st.lists(
     st.one_of(

@@ -7,6 +7,7 @@ it must not know topics or subscribers.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Final
 
 import numpy as np
@@ -55,16 +56,20 @@ def head(channel: str, epoch: str, listings: Any, prev: Any, last: Any) -> Recor
         last: Positions after it, shape ``(m,)``.
     """
     records = np.zeros(len(listings), DTYPES[channel])
-    before, after = np.asarray(prev, np.int64), np.asarray(last, np.int64)
-    update = before != NO_PREV
     records["channel"] = CHANNELS[channel]
-    records["type"] = update
     records["listing"] = listings
     records["epoch"] = int(epoch, 16)
-    records["prev"], records["last"] = before, after
-    records["n"] = update
-    records["conflated"] = np.where(update, after - before - 1, 0)
+    follow(records, prev, last)
     return records
+
+
+def follow(records: Records, prev: Any, last: Any) -> None:  # noqa: ANN401 - array-likes
+    """Say in the heads of records up to where their readers knew the streams; arguments as of :func:`head`."""
+    before, after = np.asarray(prev, np.int64), np.asarray(last, np.int64)
+    update = before != NO_PREV
+    records["type"] = records["n"] = update
+    records["prev"], records["last"] = before, after
+    records["conflated"] = np.where(update, after - before - 1, 0)
 
 
 def fill_ticker(records: Records, columns: TickerColumns, price_scale: F64, qty_scale: F64) -> None:
@@ -82,6 +87,7 @@ def fill_ticker(records: Records, columns: TickerColumns, price_scale: F64, qty_
         records[name] = np.where(column == MISSING, np.nan, column / scale)
 
 
+@functools.cache
 def described(channel: str) -> list[list[str]]:
     """Return a dtype as JSON: ``np.dtype([tuple(field) for field in described])`` makes it again."""
     dtype = DTYPES[channel]

@@ -133,13 +133,30 @@ class TickerTopic(Topic):
 class PackedTickerTopic(TickerTopic):
     """The ticker as binary records; what is joined goes out as one message."""
 
-    def _records(self, ids: I32, listings: list[int], prev: Sequence[int], last: Sequence[int]) -> list[bytes]:
+    def __init__(self, key: TopicKey, history: History, listings: Listings) -> None:
+        super().__init__(key, history, listings)
+        self._sent = np.zeros(len(listings.names), binary.DTYPES["ticker"])  # by listing: told last; no last if none
+        self._made: dict[int, tuple[Mark, Piece]] = {}  # what a catch-up under way tells, by listing
+
+    def _adopt(self, donor: Topic, listing: int, instrument: int) -> None:
+        super()._adopt(donor, listing, instrument)
+        assert isinstance(donor, PackedTickerTopic)
+        self._sent[listing] = donor._sent[listing]
+
+    def _listing_unwanted(self, listing: int) -> None:
+        self._sent["last"][listing] = 0
+
+    def reset(self) -> None:
+        """See :meth:`Topic.reset`."""
+        super().reset()
+        self._sent["last"] = 0
+
+    def _records(self, ids: I32, listings: Sequence[int], prev: Sequence[int], last: Sequence[int]) -> binary.Records:
         instruments = self._listings.instruments
         records = binary.head("ticker", self._history.epoch, listings, prev, last)
         columns = self._history.ticker_columns(ids)
         binary.fill_ticker(records, columns, instruments.price_scale[ids], instruments.qty_scale[ids])
-        packed, size = records.tobytes(), records.itemsize
-        return [packed[start : start + size] for start in range(0, len(packed), size)]
+        return records
 
     def _collect_state(self, flush: Flush) -> None:
         ids = np.flatnonzero((self._position > self._told) & self._mask).astype(np.int32)
@@ -150,33 +167,52 @@ class PackedTickerTopic(TickerTopic):
         listings = [listing for _, listing in pairs]
         before, now = self._told[rows].tolist(), self._position[rows].tolist()
         self._told[ids] = self._position[ids]
-        prev = [position or binary.NO_PREV for position in before]
-        for listing, p, last, record in zip(
-            listings, before, now, self._records(rows, listings, prev, now), strict=True
-        ):
+        records = self._records(rows, listings, [position or binary.NO_PREV for position in before], now)
+        self._sent[listings] = records
+        for listing, p, last, record in zip(listings, before, now, _packed(records), strict=True):
             flush.add(listing, p, Piece(record, last - p if p else 0, 1 if p else 0))
 
     def catch_up(self, marks: Marks, on_slow: OnSlow) -> CatchUp:
-        """See :meth:`Topic.catch_up`; records need none of the rows that JSON snapshots are printed from."""
-        return Topic.catch_up(self, marks, on_slow)
+        """See :meth:`Topic.catch_up`; all records are made together: one by one, each costs 200 µs.
+
+        Who returns is told what was told last, as with JSON: told the present, it would be ahead of its group, and in a
+        market that moves all the time it would never be in step again.
+        """
+        listings, epoch = np.fromiter(marks, np.int32, len(marks)), self._history.epoch
+        ids = np.array([self._listings.instrument_of[listing] for listing in marks], np.int32)
+        known = [mark.position if mark and mark.epoch == epoch else binary.NO_PREV for mark in marks.values()]
+        records = self._sent[listings]
+        fresh = (np.array(known) == binary.NO_PREV) | (records["last"] == 0)
+        last = np.where(fresh, self._position[ids], records["last"])
+        if fresh.any():
+            records[fresh] = self._records(ids[fresh], listings[fresh], last[fresh], last[fresh])
+        binary.follow(records, known, last)
+        for listing, prev, position, data in zip(marks, known, last.tolist(), _packed(records), strict=True):
+            counts = (0, 0) if prev == binary.NO_PREV else (position - prev, 1)
+            self._made[listing] = self._at(position), Piece(data, *counts)
+        try:
+            return Topic.catch_up(self, marks, on_slow)
+        finally:
+            self._made = {}
 
     def _present(self, listing: int) -> Mark:
-        return self._now(listing)
+        return self._made[listing][0]
 
     def _merged(self, listing: int, mark: Mark, told: Mark) -> Piece:
-        return self._one(listing, mark.position, told.position)
+        return self._made[listing][1]
 
     def _snapshot(self, listing: int) -> tuple[Piece, Mark]:
-        now = self._present(listing)
         if not self._history.known(self._listings.instrument_of[listing]):
             return EMPTY, self.mark(listing)
-        return self._one(listing, binary.NO_PREV, now.position), now
-
-    def _one(self, listing: int, prev: int, last: int) -> Piece:
-        ids = np.array([self._listings.instrument_of[listing]], np.int32)
-        (record,) = self._records(ids, [listing], [prev], [last])
-        return Piece(record, *((0, 0) if prev == binary.NO_PREV else (last - prev, 1)))
+        now, piece = self._made[listing]
+        return piece, now
 
     def enclosed(self, data: bytes) -> bytes:
         """See :meth:`Topic.enclosed`."""
         return frame(data, binary.BINARY) if data else data
+
+
+def _packed(records: binary.Records) -> list[bytes]:
+    """Return the bytes of every record."""
+    packed, size = records.tobytes(), records.itemsize
+    return [packed[start : start + size] for start in range(0, len(packed), size)]
