@@ -22,11 +22,14 @@ from hypothesis import strategies as st
 from feeds.records import BUY, SELL, Marker
 from tests.scripted import BTC, ETH, HAPPENINGS, START_NS, Tape, frames, open_market, open_outbox, sweeps
 from ticker.binary import DTYPES
+from ticker.history import HistoryOptions
 from ticker.market import Market
 from ticker.subscriber import Lag, Subscriber, Subscription
 from ticker.topics.topic import TopicKey
 
 VARIANTS = {"ticker": "bbo", "trade": "", "book": 10, "ohlc": 1}
+#: What a ticker row of these tests takes.
+ROW_BYTES = 224
 EXAMPLES = int(os.environ.get("ACCOUNTING_EXAMPLES", "150"))
 
 
@@ -338,9 +341,12 @@ async def test_a_merge_subscriber_returns_with_one_message(autojump_clock, marke
     assert message["data"][0]["bid"] == 0.8
 
 
-async def test_drop_oldest_says_what_was_lost(autojump_clock, market, reader, monkeypatch):
-    monkeypatch.setattr("ticker.topics.topic.RING_ROWS", 10)
-    tape = Tape()
+@pytest.mark.parametrize("options", [{"event_rows": 10}, {"event_bytes": 10 * ROW_BYTES + 1}], ids=["rows", "bytes"])
+async def test_drop_oldest_says_what_was_lost(autojump_clock, nursery, options):
+    market, tape = open_market(options=HistoryOptions(**options)), Tape()
+    reader = Reader(market)
+    nursery.start_soon(market.broadcaster.run)
+    nursery.start_soon(reader.outbox.run)
     reader.subscribe("ticker", 0, 0, "raw", "drop_oldest")
     market.broadcaster.publish(tape.quotes((BTC, 1, 1, 200, 1)))
     await settle()

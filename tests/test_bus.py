@@ -82,5 +82,5 @@ async def test_after_every_event_the_others_have_their_turn():
         nursery.start_soon(other)
         for ts in range(5):
             await bus.send(Batch(ts=ts))
-    assert seen[0] <= 1
-    assert seen[-1] <= 3
+    assert len(seen) == 3
+    assert all(taken <= turn + 2 for turn, taken in enumerate(seen))  # who of two is first, Trio leaves to chance

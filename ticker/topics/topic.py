@@ -15,7 +15,7 @@ Topics must not know sessions or sockets, and are entirely sync.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
@@ -28,14 +28,13 @@ from ticker.codec import RowCodec, frame, message
 from ticker.deflate import deflated_frame
 from ticker.history import History
 from ticker.listings import Listings
+from ticker.topics.ring import Ring
 
 Mode = Literal["merge", "batch", "raw"]
 OnSlow = Literal["conflate", "drop_oldest", "disconnect"]
 
 #: A slow subscriber is told in pieces of about this size, so that its backlog stays small.
 PIECE_BYTES: Final = 256 * 1024
-#: Events of one listing that a topic of mode batch or raw keeps for those who fall behind.
-RING_ROWS: Final = 4096
 
 
 class Mark(NamedTuple):
@@ -189,7 +188,7 @@ class Topic(ABC):
         self._wanted: dict[int, list[int]] = defaultdict(list)  # listings of interest by instrument
         self._every_event = key.mode != "merge"
         self._rows: dict[int, list[tuple[int, str]]] = {}  # mode batch, raw: events not yet told, by listing
-        self._ring: dict[int, deque[tuple[int, str]]] = {}  # and those told, with their positions
+        self._ring: dict[int, Ring[str]] = {}  # and those told
 
     # Interest
 
@@ -310,7 +309,8 @@ class Topic(ABC):
             flush.add(listing, before[listing], self._piece_of_rows(listing, before[listing].position, rows))
             ring = self._ring.get(listing)
             if ring is None:
-                ring = self._ring[listing] = deque(maxlen=RING_ROWS)
+                options = self._history.options
+                ring = self._ring[listing] = Ring(options.event_rows, options.event_bytes)
             ring.extend(rows)
         for listing, rows in self._rows.items():
             self._tell(self._listings.instrument_of[listing], rows[-1][0])
@@ -351,7 +351,7 @@ class Topic(ABC):
     def oldest(self, listing: int) -> int:
         """Return the position from which on a returning subscriber can be told every event."""
         ring = self._ring.get(listing)
-        return ring[0][0] - 1 if ring else self.mark(listing).position
+        return ring.oldest if ring is not None else self.mark(listing).position
 
     def resumed(self, listing: int, after: int) -> Mark | None:
         """Return the mark of a subscriber that says it knows a stream up to ``after``; None if that is of no use."""
@@ -415,7 +415,8 @@ class Topic(ABC):
         return self._piece_of_rows(listing, after, rows, dropped)
 
     def _rows_after(self, listing: int, after: int) -> list[tuple[int, str]]:
-        return [row for row in self._ring.get(listing, ()) if row[0] > after]
+        ring = self._ring.get(listing)
+        return ring.after(after) if ring is not None else []
 
     @abstractmethod
     def _merged(self, listing: int, mark: Mark, told: Mark) -> Piece:
