@@ -26,13 +26,16 @@ CLOSE = 0x88
 PING = 0x89
 
 
+_MIDDLING = struct.Struct("!BBH").pack
+
+
 def frame(payload: bytes, first_byte: int = TEXT) -> bytes:
     """Return a complete server frame: servers do not mask, so one frame serves every client."""
     size = len(payload)
     if size < 126:
         return bytes((first_byte, size)) + payload
     if size < 65536:
-        return struct.pack("!BBH", first_byte, 126, size) + payload
+        return _MIDDLING(first_byte, 126, size) + payload
     return struct.pack("!BBQ", first_byte, 127, size) + payload
 
 

@@ -121,7 +121,8 @@ class Flush:
     Attributes:
         pieces: Whole frames by listing.
         before: By listing: the mark of a subscriber that does not get them; an int stands for a plain position.
-        counts: Events, rows and dropped of each piece, in the order of ``pieces``.
+        counts: Events, rows and dropped of each piece, in the order of ``pieces``; a list, or an int64 array of shape
+            ``(m, 3)``.
     """
 
     __slots__ = ("before", "counts", "pieces")
@@ -129,12 +130,13 @@ class Flush:
     def __init__(self) -> None:
         self.pieces: dict[int, bytes] = {}
         self.before: dict[int, Mark | int | None] = {}
-        self.counts: list[Counts] = []
+        self.counts: list[Counts] | I64 = []
 
     def add(self, listing: int, before: Mark | int | None, piece: Piece) -> None:
         """Add what there is to tell about a listing."""
         self.before[listing] = before
         self.pieces[listing] = piece.data
+        assert isinstance(self.counts, list)
         self.counts.append(piece.counts)
 
     def counts_of(self, listings: frozenset[int]) -> Counts:
