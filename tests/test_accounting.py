@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections import defaultdict
 from typing import Any
 
@@ -30,6 +31,7 @@ from ticker.topics.topic import TopicKey
 VARIANTS = {"ticker": "bbo", "trade": "", "book": 10, "ohlc": 1}
 #: What a ticker row of these tests takes.
 ROW_BYTES = 224
+CROWD = 60
 EXAMPLES = int(os.environ.get("ACCOUNTING_EXAMPLES", "150"))
 
 
@@ -79,6 +81,7 @@ class Reader:
         self.market = market
         self.wire, self.outbox = open_outbox()
         self.lost = False
+        self.told = 0
         self.lags: list[Lag] = []
         self.subscriber = Subscriber(self.outbox, self._cut_off, lambda _, lag: self.lags.append(lag))
         self.outbox.on_writable = lambda: market.broadcaster.writable(self.subscriber)
@@ -99,6 +102,7 @@ class Reader:
         messages: list[Any] = []
         for opcode, payload in frames(taken):
             messages += [json.loads(payload)] if opcode == 1 else self._unpacked(payload)
+        self.told += len(messages)
         for message in messages:
             symbol = message["data"][0]["symbol"]
             self.streams[message["channel"], self.market.listings.id_of(symbol)].take(message)
@@ -139,10 +143,11 @@ class Reader:
 
 
 STREAMS = st.tuples(st.sampled_from(sorted(VARIANTS)), st.integers(0, 1))
+MODES = ["merge", "batch", "raw", "packed"]
 INTERVALS = st.sampled_from([0, 10, 100, 250])
 WAYS = st.tuples(
     INTERVALS,
-    st.sampled_from(["merge", "batch", "raw", "packed"]),
+    st.sampled_from(MODES),
     st.sampled_from(["conflate", "drop_oldest", "disconnect"]),
 )
 ACTIONS = st.lists(
@@ -184,11 +189,45 @@ def test_the_accounting_is_exact_whatever_happens(actions, interrupted):
         trio.run(run_actions, actions, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-async def run_actions(actions: list[Any]) -> None:
+def test_a_hundred_thousand_messages_in_one_run_account_for_everything():
+    chance = random.Random(20261123)
+    how = {
+        "quote": lambda: (chance.randint(0, 1), chance.randint(1, 50)),
+        "trade": lambda: (chance.randint(0, 1), chance.randint(1, 4)),
+        "book": lambda: (chance.randint(0, 1), chance.randint(1, 30)),
+        "room": lambda: (chance.randrange(CROWD), chance.choice([0, 3000, None, None, None, None])),
+        "toggle": lambda: (chance.randrange(CROWD), (stream(), way(), chance.random() < 0.7)),
+        "retune": lambda: (chance.randrange(CROWD), (stream(), chance.choice([0, 10, 100, 250]))),
+        "resync": lambda: (chance.randrange(CROWD), stream()),
+        "wait": lambda: (0, chance.choice([0.0, 0.001, 0.001, 0.02])),
+        "epoch": lambda: (0, 0),
+    }
+    weights = {"quote": 30, "trade": 30, "book": 30, "room": 3, "toggle": 8, "retune": 2, "resync": 2, "wait": 60}
+
+    def stream() -> tuple[str, int]:
+        return chance.choice(sorted(VARIANTS)), chance.randint(0, 1)
+
+    def way() -> tuple[int, str, str]:
+        mode, on_slow = chance.choice(MODES), chance.choice(["conflate", "drop_oldest", "disconnect"])
+        return chance.choice([0, 10, 100]), mode, on_slow
+
+    names = chance.choices([*weights, "epoch"], [*weights.values(), 0.05], k=14_000)
+    actions = [
+        ("toggle", who, ((channel, listing), way(), False))
+        for who in range(CROWD) for channel in VARIANTS for listing in (0, 1)
+    ]  # fmt: skip
+    actions += [(name, *how[name]()) for name in names]
+    told = trio.run(run_actions, actions, CROWD, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert told >= 100_000
+
+
+async def run_actions(actions: list[Any], count: int = 2) -> int:
+    """Have all that happen to some readers and check what they know; return how many messages they were sent."""
     market, tape = open_market(), Tape()
     traded: dict[int, list[int]] = {BTC: [], ETH: []}
+    told = 0
     opening(market, tape)
-    readers = [Reader(market) for _ in range(2)]
+    readers = [Reader(market) for _ in range(count)]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(market.broadcaster.run)
         for reader in readers:
@@ -208,15 +247,22 @@ async def run_actions(actions: list[Any]) -> None:
                 opening(market, tape)
             elif not readers[who].lost:
                 act(market, readers[who], what, value)
+            elif count > 2:  # who was cut off comes again as somebody else
+                market.broadcaster.remove(readers[who].subscriber)
+                told += readers[who].told
+                readers[who] = Reader(market)
+                nursery.start_soon(readers[who].outbox.run)
         for reader in readers:
             reader.wire.set_room(None)
         await trio.sleep(1)
         await trio.testing.wait_all_tasks_blocked()
         for reader in readers:
             reader.read()
+            told += reader.told
             if not reader.lost:
                 check(market, reader, traded)
         nursery.cancel_scope.cancel()
+    return told
 
 
 def opening(market: Market, tape: Tape) -> None:
@@ -233,7 +279,8 @@ def act(market: Market, reader: Reader, what: str, value: Any) -> None:
     elif what == "resync" and had is not None:
         market.broadcaster.resync(had, listing)
     elif what == "toggle" and had is not None:
-        reader.read() if reader.wire.room is None else None
+        if reader.wire.room is None and not reader.outbox.behind:
+            reader.read()
         market.broadcaster.unsubscribe(had, [listing])
     elif what == "toggle" and reader.wire.room is None and not reader.outbox.behind:
         reader.read()
