@@ -206,6 +206,9 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
         Book rows stay with the event before them. For readers that want to see the state after every single event.
         """
+        if len(self.trades) + len(self.quotes) <= 1:
+            yield self
+            return
         cuts = np.sort(np.concatenate((self.trades.seq, self.quotes.seq)))[1:]
         tables = (self.trades, self.quotes, self.levels)
         bounds = [(0, *np.searchsorted(table.seq, cuts).tolist(), len(table)) for table in tables]

@@ -245,6 +245,8 @@ def event_times(table: Trades | Quotes) -> I64:
 
 def _last_rows(ids: I32, count: int) -> I64:
     """Return the indices, ascending, of the last ``count`` rows of every id."""
+    if len(ids) <= count:
+        return np.arange(len(ids))
     order = np.argsort(ids, kind="stable")
     grouped = ids[order]
     position = np.arange(len(ids))
