@@ -44,11 +44,13 @@ class Mark(NamedTuple):
         position: Number of the last event known.
         epoch: The numbering that it is of.
         state: What else is needed to go on from there: of a book its :class:`BookView`.
+        owed: Whether every event after it is owed, whatever becomes of slow subscribers: it came back for them.
     """
 
     position: int
     epoch: str
     state: Any = None
+    owed: bool = False
 
 
 #: The mark of a subscriber that was told nothing yet.
@@ -362,7 +364,8 @@ class Topic(ABC):
             return told
         if after > told.position or (self._every_event and after < self.oldest(listing)):
             return None
-        return self._mark_at(listing, after)
+        mark = self._mark_at(listing, after)
+        return mark if mark is None else mark._replace(owed=self._every_event)
 
     def _mark_at(self, listing: int, position: int) -> Mark | None:
         """Return the mark of a point that was told once; None if its state is not known any more."""
@@ -400,7 +403,8 @@ class Topic(ABC):
         told = self._present(listing)
         if mark.position >= told.position:
             return EMPTY, mark
-        if self._every_event and on_slow != "conflate":
+        owed = mark.owed and mark.position >= self.oldest(listing)
+        if self._every_event and (owed or on_slow != "conflate"):
             return self._missed_rows(listing, mark.position, on_slow), told
         return self._merged(listing, mark, told), told
 
