@@ -16,7 +16,9 @@ class Timing:
     """
 
     #: Upper bounds of the buckets, in seconds. The last bucket has none.
-    BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+    BOUNDS: Final = (
+        0.0005, 0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5,
+    )  # fmt: skip
     #: How many recent ones the quantiles are of.
     RECENT: Final = 256
 
