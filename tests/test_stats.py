@@ -116,7 +116,9 @@ async def test_who_reads_nothing_shows_as_behind_with_its_lag():
         ((subscription,),) = [row["subscriptions"] for row in office.stats()["connections"]]
         assert 10 <= subscription["lag_ms"] < 60_000
         assert channel["behind"] == 1
-        assert office.served()["ticker_behind", "ticker"] == 1
+        page = office.served()
+        assert page["ticker_behind", "ticker"] == 1
+        assert page["ticker_lag_seconds", "ticker"] > 0.01
 
 
 async def test_connections_come_in_pages(monkeypatch):

@@ -29,7 +29,7 @@ CHANNEL_GAUGES: Final = {
     "subscriptions": "Subscriptions now.",
     "groups": "Groups of subscriptions that are sent the same bytes.",
     "behind": "Subscriptions whose socket takes nothing.",
-    "lag_s": "Seconds for which the longest of them has been so.",
+    "lag_s": "For how long the longest of them has been so.",
 }
 CHANNEL_COUNTERS: Final = {
     "published": "Source events that subscribers were taken past: delivered, conflated or dropped.",
@@ -107,7 +107,8 @@ class Metrics:
         yield _counter("fallen_behind", "How often a subscriber's socket took nothing.", told.fallen_behind)
         yield _counter("cut_off", "Subscribers that a lossless channel could not wait for.", told.cut_off)
         for name, text in CHANNEL_GAUGES.items():
-            gauge = GaugeMetricFamily(f"ticker_{name}", text, labels=["channel"])
+            metric = name.replace("lag_s", "lag_seconds")  # units are spelled out there
+            gauge = GaugeMetricFamily(f"ticker_{metric}", text, labels=["channel"])
             for channel, figures in told.channels.items():
                 gauge.add_metric([channel], getattr(figures, name))
             yield gauge
