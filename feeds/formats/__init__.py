@@ -1,0 +1,44 @@
+"""Vendors' formats, one module each; all of them are listed here.
+
+This module must not know how any of them is read.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from feeds.errors import RecordingError
+from feeds.formats.format import Format
+from feeds.formats.source import Source
+
+#: All formats. The first that recognises a file reads it, so the more particular come first.
+FORMATS: Final[tuple[Format, ...]] = ()
+
+
+def detect(source: Source) -> Format:
+    """Return the format of a source, told by its content.
+
+    Raises:
+        RecordingError: No format recognises it, or it cannot be read.
+    """
+    head = source.head()
+    if not head:
+        raise RecordingError(f"{source.name}: the file is empty")
+    for known in FORMATS:
+        if known.recognises(head, source.file_name):
+            return known
+    raise RecordingError(
+        f"{source.name}: of no known format ({', '.join(f.name for f in FORMATS)}); name it with --format"
+    )
+
+
+def by_name(name: str) -> Format:
+    """Return the format called ``name``.
+
+    Raises:
+        RecordingError: There is none.
+    """
+    for known in FORMATS:
+        if known.name == name:
+            return known
+    raise RecordingError(f"no format is called {name!r}; there are {', '.join(f.name for f in FORMATS)}")

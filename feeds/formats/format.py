@@ -1,0 +1,146 @@
+"""What a format is: something that knows its own files by their content and reads them as rows of a recording.
+
+A format yields exactly what a recording's Parquet files hold (:data:`feeds.layout.SCHEMAS`), so what follows it
+(merging, checking, writing) knows no vendor. This module must not know any vendor either, nor how files are opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, Protocol, TypeAlias
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from feeds import layout
+from feeds.formats.source import Source
+from feeds.records import BAD_TS_RECV, I64, MISSING, U8
+
+#: Rows by table ("trades", "quotes", "book"), each in ``feeds.layout.SCHEMAS[table]``, tables without rows left out.
+#: A chunk is everything that the source says from one of its records to another, in all tables: every ``seq`` of a
+#: chunk is above every one of the chunk before it. About 16,000 to 64,000 rows, so that memory stays bounded.
+Chunk = dict[str, pa.RecordBatch]
+
+
+class ReadOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user says about sources that do not say it themselves.
+
+    Attributes:
+        symbol: The instrument, for files that name none; they may have it in their name.
+        venue: What the column ``venue`` says instead of what the format would.
+    """
+
+    symbol: str | None = None
+    venue: str | None = None
+
+
+class Format(Protocol):
+    """One vendor's way to write market data.
+
+    Attributes:
+        name: For ``--format`` and for messages: "tardis", "binance-csv".
+    """
+
+    name: str
+
+    def recognises(self, head: bytes, file_name: str) -> bool:
+        """Return whether this looks like one of its files.
+
+        By content first, so that a renamed file is still known. Called with whatever users have: it must not raise.
+
+        Args:
+            head: The first bytes (up to :data:`feeds.formats.source.HEAD_BYTES`) after decompression; the last line
+                of it may be cut off.
+            file_name: The file's own name without the suffixes of compression, "BTCUSDT-trades-2024-08-08.csv".
+        """
+
+    def read(self, source: Source, options: ReadOptions) -> Iterator[Chunk]:
+        """Yield the rows of a source in its own order, without ever holding all of them.
+
+        ``ts_recv`` never decreases, over all tables in the order of ``seq``: :class:`ReceiveClock` sees to it. Where
+        a source has no receive time it is the event's. ``seq`` counts rows over all tables, :class:`Numbering`.
+        A row that cannot be used goes to :meth:`Source.refuse` and, if that returns, is left out.
+
+        Raises:
+            RecordingError: A row is bad and bad rows are not skipped, or no row of the source can be used.
+        """
+
+
+class ReceiveClock:
+    """Keeps a source's receive times from running backwards, which a replay could not pace.
+
+    A time that is earlier than one before it is held at the latest seen, and its row is to be flagged
+    :data:`~feeds.records.BAD_TS_RECV`. One of these goes through all rows of a source, whatever their table.
+    """
+
+    def __init__(self) -> None:
+        self._latest = MISSING  # before every real one
+
+    def hold(self, times: I64) -> tuple[I64, U8]:
+        """Return receive times (int64 ns) that never decrease, and the flags (uint8) of their rows."""
+        if not len(times):
+            return times, np.zeros(0, np.uint8)
+        held = np.maximum.accumulate(times)
+        np.maximum(held, self._latest, out=held)
+        self._latest = int(held[-1])
+        return held, (held != times).view(np.uint8) * np.uint8(BAD_TS_RECV)
+
+
+class Numbering:
+    """Counts the rows of a source over all its tables."""
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def take(self, count: int) -> I64:
+        """Return the next ``count`` numbers, int64."""
+        first, self._next = self._next, self._next + count
+        return np.arange(first, self._next, dtype=np.int64)
+
+
+#: What :func:`build` takes for a column: an array, or one value for all rows.
+Values: TypeAlias = npt.NDArray[Any] | pa.Array | str | int
+
+#: Columns that are zero where a format has nothing to say.
+_ZERO: Final = frozenset({"evt_flags", "side", "action"})
+
+
+def build(table: str, columns: Mapping[str, Values]) -> pa.RecordBatch:
+    """Return rows in the schema of ``table``.
+
+    Args:
+        table: "trades", "quotes" or "book".
+        columns: By name; ``ts_recv`` must be an array. Times are int64 ns UTC, :data:`~feeds.records.MISSING` where
+            there is none; prices and quantities float64, NaN where there is none. What is left out becomes null, or
+            0 for flags, side and action.
+    """
+    rows = len(columns["ts_recv"])  # type: ignore[arg-type]
+    schema = layout.SCHEMAS[table]
+    return pa.record_batch([_column(field, columns.get(field.name), rows) for field in schema], schema=schema)
+
+
+def _column(field: pa.Field, values: Values | None, rows: int) -> pa.Array:
+    if values is None:
+        return pa.array(np.zeros(rows, np.int8)).cast(field.type) if field.name in _ZERO else pa.nulls(rows, field.type)
+    if isinstance(values, str):
+        return pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), pa.array([values]))
+    if isinstance(values, int):
+        return pa.array(np.full(rows, values, field.type.to_pandas_dtype()))
+    if isinstance(values, np.ndarray):
+        values = _from_numpy(field.type, values)
+    if pa.types.is_dictionary(field.type) and not pa.types.is_dictionary(values.type):
+        return values.dictionary_encode().cast(field.type)
+    return values if values.type == field.type else values.cast(field.type)
+
+
+def _from_numpy(kind: pa.DataType, values: npt.NDArray[Any]) -> pa.Array:
+    """Return an array without copying where every value is there."""
+    if pa.types.is_timestamp(kind):
+        absent = values == MISSING
+        return pa.array(values, mask=absent if absent.any() else None).view(kind)
+    if values.dtype.kind == "f":
+        absent = np.isnan(values)
+        return pa.array(values, mask=absent if absent.any() else None)
+    return pa.array(values)

@@ -1,0 +1,199 @@
+"""A file to be read, whatever it is packed in: its bytes, its name, and what was wrong with it.
+
+Compression is told by the first bytes, never by the name. What comes out of it is capped, so that a bomb ends in an
+error. This module must not know what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, Final
+
+import msgspec
+import pyarrow as pa
+
+from feeds.errors import RecordingError
+
+#: How much of a source its format is told by.
+HEAD_BYTES: Final = 65_536
+#: How many complaints about bad rows are kept in words; the rest is only counted.
+COMPLAINTS: Final = 10
+
+_GZIP, _ZSTD, _ZIP = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"
+_SUFFIXES: Final = (".gz", ".zst", ".zstd")
+#: Everything that unpacking damaged bytes raises; RuntimeError and NotImplementedError are zipfile's, of members
+#: that are encrypted or packed in a way it does not know.
+_UNPACKING: Final = (
+    *(OSError, EOFError, zlib.error, zipfile.BadZipFile, pa.ArrowException, RuntimeError, NotImplementedError),
+    *(ValueError, OverflowError),
+)
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """How much may come out of a packed file.
+
+    Attributes:
+        max_bytes: Bytes after unpacking.
+        max_ratio: Unpacked bytes per packed byte. Market data packs 5 to 50 times; gzip can reach 1,030.
+        free_bytes: Below this many unpacked bytes the ratio does not count.
+    """
+
+    max_bytes: int = 256 << 30
+    max_ratio: int = 250
+    free_bytes: int = 32 << 20
+
+
+class Source:
+    """One stream of bytes to read: a plain file, a packed one, or one member of an archive.
+
+    Attributes:
+        path: The file on disk.
+        name: How messages call it: its path, and after a colon the member of an archive.
+        file_name: Its own name without the suffixes of compression, "BTCUSDT-trades-2024-08-08.csv".
+        size: Bytes on disk; with :attr:`consumed` the measure of progress.
+        consumed: Bytes of the file on disk read so far.
+        refused: Rows that were left out.
+        complaints: Why, ``file:line: reason``, for the first :data:`COMPLAINTS` of them.
+    """
+
+    def __init__(
+        self, path: Path, member: str | None = None, *, skip_bad: bool = False, limits: Limits | None = None
+    ) -> None:
+        self.path = path
+        self.name = str(path) if member is None else f"{path}:{member}"
+        self.file_name = _bare(Path(member or path.name).name)
+        self.size = path.stat().st_size
+        self.consumed = 0
+        self.refused = 0
+        self.complaints: list[str] = []
+        self._member = member
+        self._skip_bad = skip_bad
+        self._limits = limits or Limits()
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[io.BufferedReader]:
+        """Return a reader of the unpacked bytes, from the beginning.
+
+        Reading raises RecordingError where the bytes cannot be unpacked, or are too many.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                raw = stack.enter_context(self.path.open("rb"))
+                unpacked = stack.enter_context(_unpacked(raw, self._member))
+            except _UNPACKING as error:
+                raise RecordingError(f"{self.name}: cannot be opened ({_first_line(error)})") from error
+            # BufferedReader asks for at least so much at a time.
+            yield stack.enter_context(io.BufferedReader(_Capped(self, raw, unpacked.read, self._limits), 1 << 18))
+
+    def head(self) -> bytes:
+        """Return the first bytes, at most :data:`HEAD_BYTES`; what is damaged behind them does not matter."""
+        with self.open() as reader:
+            return reader.read(HEAD_BYTES)
+
+    def refuse(self, line: int | None, why: str) -> None:
+        """Take note of a bad row that is now left out.
+
+        Args:
+            line: Its line, or the number of its record, from 1; None if it is not a matter of one row.
+            why: What is wrong, with the value: "price is not a number ('abc')".
+
+        Raises:
+            RecordingError: Bad rows are not to be skipped.
+        """
+        complaint = f"{self.name}: {why}" if line is None else f"{self.name}:{line}: {why}"
+        if not self._skip_bad:
+            raise RecordingError(f"{complaint}; mend it, or leave bad rows out with --skip-bad")
+        self.refused += 1
+        if len(self.complaints) < COMPLAINTS:
+            self.complaints.append(complaint)
+
+
+def open_sources(path: Path, *, skip_bad: bool = False, limits: Limits | None = None) -> list[Source]:
+    """Return the sources in a file: each member of a zip archive in the order of their names, else the file itself.
+
+    Raises:
+        RecordingError: There is no such file, or it is an archive without a file in it or that cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            members = _members(file) if file.read(4) == _ZIP else [None]
+        sources = [Source(path, member, skip_bad=skip_bad, limits=limits) for member in members]
+    except FileNotFoundError:
+        raise RecordingError(f"{path}: there is no such file") from None
+    except _UNPACKING as error:
+        raise RecordingError(f"{path}: cannot be opened ({_first_line(error)})") from error
+    if not sources:
+        raise RecordingError(f"{path}: the archive holds no file")
+    return sources
+
+
+def _members(file: IO[bytes]) -> list[str | None]:
+    with zipfile.ZipFile(file) as archive:
+        return sorted(info.filename for info in archive.infolist() if not info.is_dir())  # type: ignore[return-value]
+
+
+def _bare(name: str) -> str:
+    while name.lower().endswith(_SUFFIXES):
+        name = name[: name.rindex(".")]
+    return name
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+@contextlib.contextmanager
+def _unpacked(raw: IO[bytes], member: str | None) -> Iterator[Any]:
+    """Return something with ``read(n)`` that gives the bytes inside."""
+    magic = raw.read(4)
+    raw.seek(0)
+    if member is not None:
+        with zipfile.ZipFile(raw) as archive, archive.open(member) as file:
+            yield file
+    elif magic.startswith(_GZIP):
+        with gzip.GzipFile(fileobj=raw) as file:
+            yield file
+    elif magic == _ZSTD:
+        with pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd") as file:
+            yield file
+    else:
+        yield raw
+
+
+class _Capped(io.RawIOBase):
+    """What comes out of a packed file, counted; the one border for what unpacking raises."""
+
+    def __init__(self, source: Source, raw: IO[bytes], read: Callable[[int], bytes], limits: Limits) -> None:
+        self._source, self._raw, self._read, self._limits = source, raw, read, limits
+        self._count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - a writable buffer, which has no name before 3.12
+        try:
+            data = self._read(len(buffer))
+        except _UNPACKING as error:
+            # What came before is good, so whoever skips bad rows keeps it.
+            self._source.refuse(None, f"is damaged or cut off after {self._count:,} bytes ({_first_line(error)})")
+            return 0
+        self._count += len(data)
+        self._source.consumed = self._raw.tell()
+        self._check()
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _check(self) -> None:
+        limits, count, name = self._limits, self._count, self._source.name
+        if count > limits.max_bytes:
+            raise RecordingError(f"{name}: unpacks to more than {limits.max_bytes:,} bytes; split it, or unpack it")
+        if count > limits.free_bytes and count > limits.max_ratio * self._source.consumed:
+            raise RecordingError(
+                f"{name}: unpacks to over {limits.max_ratio} times its size; unpack it if that is right"
+            )
