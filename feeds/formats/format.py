@@ -128,11 +128,10 @@ def _column(field: pa.Field, values: Values | None, rows: int) -> pa.Array:
         return pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), pa.array([values]))
     if isinstance(values, int):
         return pa.array(np.full(rows, values, field.type.to_pandas_dtype()))
-    if isinstance(values, np.ndarray):
-        values = _from_numpy(field.type, values)
-    if pa.types.is_dictionary(field.type) and not pa.types.is_dictionary(values.type):
-        return values.dictionary_encode().cast(field.type)
-    return values if values.type == field.type else values.cast(field.type)
+    array = _from_numpy(field.type, values) if isinstance(values, np.ndarray) else values
+    if pa.types.is_dictionary(field.type) and not pa.types.is_dictionary(array.type):
+        array = array.dictionary_encode()
+    return array if array.type == field.type else array.cast(field.type)
 
 
 def _from_numpy(kind: pa.DataType, values: npt.NDArray[Any]) -> pa.Array:
