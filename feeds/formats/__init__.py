@@ -10,9 +10,10 @@ from typing import Final
 from feeds.errors import RecordingError
 from feeds.formats.format import Format
 from feeds.formats.source import Source
+from feeds.formats.tardis import Tardis
 
 #: All formats. The first that recognises a file reads it, so the more particular come first.
-FORMATS: Final[tuple[Format, ...]] = ()
+FORMATS: Final[tuple[Format, ...]] = (Tardis(),)
 
 
 def detect(source: Source) -> Format:

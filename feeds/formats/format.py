@@ -7,7 +7,7 @@ A format yields exactly what a recording's Parquet files hold (:data:`feeds.layo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 import numpy as np
@@ -143,3 +143,58 @@ def _from_numpy(kind: pa.DataType, values: npt.NDArray[Any]) -> pa.Array:
         absent = np.isnan(values)
         return pa.array(values, mask=absent if absent.any() else None)
     return pa.array(values)
+
+
+class Part(NamedTuple):
+    """The rows that a run of records makes in one table.
+
+    Attributes:
+        table: "trades", "quotes" or "book".
+        columns: As :func:`build` takes them, without those that the records have.
+        flags: uint8 of the rows; those of the receive clock are added.
+        record: int64, never decreasing: which record each row is of. None where each record is one row.
+    """
+
+    table: str
+    columns: Mapping[str, Values]
+    flags: U8 | int = 0
+    record: I64 | None = None
+
+
+class Assembly:
+    """Puts the rows of one source together: holds their times and counts them."""
+
+    def __init__(self) -> None:
+        self._clock, self._numbering = ReceiveClock(), Numbering()
+
+    def chunk(self, shared: Mapping[str, Values], *parts: Part) -> Chunk:
+        """Return the rows of the next records, numbered record by record and in the order of ``parts`` inside one.
+
+        Args:
+            shared: Columns of the records, ``ts_recv`` (int64 array) among them, as :func:`build` takes them.
+            parts: Their rows, each table once.
+        """
+        held, late = self._clock.hold(shared["ts_recv"])  # type: ignore[arg-type]
+        shared = {**shared, "ts_recv": held, "evt_flags": late}
+        records = [np.arange(len(held)) if part.record is None else part.record for part in parts]
+        chunk = {}
+        for part, record, seq in zip(parts, records, self._number(records), strict=True):
+            if len(record):
+                taken = shared if part.record is None else {n: _taken(v, record) for n, v in shared.items()}
+                flags = taken["evt_flags"] | np.uint8(part.flags)  # type: ignore[operator]
+                chunk[part.table] = build(part.table, {**taken, **part.columns, "seq": seq, "evt_flags": flags})
+        return chunk
+
+    def _number(self, records: list[I64]) -> list[I64]:
+        numbers = self._numbering.take(sum(map(len, records)))
+        if len(records) == 1:
+            return [numbers]
+        seq = np.empty_like(numbers)
+        seq[np.argsort(np.concatenate(records), kind="stable")] = numbers
+        return np.split(seq, np.cumsum([len(record) for record in records])[:-1])
+
+
+def _taken(values: Values, record: I64) -> Values:
+    if isinstance(values, np.ndarray):
+        return values[record]
+    return values if isinstance(values, (str, int)) else values.take(pa.array(record))
