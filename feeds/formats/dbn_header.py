@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from datetime import date
-from typing import IO, Any, Final
+from typing import IO, Final
 
 import msgspec
 import numpy as np
@@ -122,10 +122,11 @@ def _parse(version: int, data: bytes) -> Header:
             ident, named = (symbol, other) if named_by_id else (other, symbol)
             if ident.isdecimal():
                 intervals.setdefault(int(ident), []).append(Interval(first, end, named))
-    return Header(version=version, dataset=_text(data[:16]), intervals=intervals)
+    return Header(version=version, dataset=text(data[:16]), intervals=intervals)
 
 
-def _text(data: bytes) -> str:
+def text(data: bytes) -> str:
+    """Return what a field of fixed size holds before its first zero."""
     return data.partition(b"\0")[0].decode("utf-8", "replace")
 
 
@@ -149,7 +150,7 @@ class _Fields:
         end = self._at + self._width
         if end > len(self._data):
             raise ValueError("it ends within a symbol")
-        value = _text(self._data[self._at : end])
+        value = text(self._data[self._at : end])
         self._at = end
         return value
 
@@ -214,11 +215,3 @@ class Symbols:
             named = next((i.symbol for i in days if i.first <= day < i.end), str(instrument))
         venue = VENUES[publisher - 1] if 0 < publisher <= len(VENUES) else self._home
         return (named if venue == self._home else f"{named}@{venue}"), venue
-
-
-def compact(codes: I32, names: list[str]) -> tuple[I32, list[Any]]:
-    """Return the codes of a dictionary that holds only the names in use, and that dictionary."""
-    used = np.zeros(len(names), bool)
-    used[codes] = True
-    places = np.cumsum(used, dtype=np.int32) - np.int32(1)
-    return places[codes], [names[code] for code in np.flatnonzero(used)]

@@ -9,15 +9,16 @@ backwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from feeds.formats import bars
+from feeds.formats.format import Part
 from feeds.formats.ladder import Ladder, Ladders
-from feeds.records import ADD, CANCEL, CLEAR, FILL, I32, I64, LAST, MISSING, MODIFY, NO_SIDE, SNAPSHOT, TRADE, U8
+from feeds.records import ADD, CANCEL, CLEAR, FILL, I32, I64, LAST, MISSING, MODIFY, NO_SIDE, SNAPSHOT, TRADE
 
 F64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -34,17 +35,17 @@ HEADER: Final = np.dtype(
     }
 )
 
-#: Records of these kinds say which symbol an id stands for, with texts of 22 bytes in version 1 and 71 since.
+#: Records of this kind say which symbol an id stands for.
 SYMBOL_MAPPING: Final = 22
-#: Kinds that have no rows in a recording, as the messages call them.
-PASSED_OVER: Final = {
-    17: "ohlcv of no known interval",
+#: Kinds that have no rows in a recording.
+_PASSED_OVER: Final = {
+    17: "bars of no known interval",
     18: "status",
-    19: "definition",
-    20: "imbalance",
-    21: "error message",
-    SYMBOL_MAPPING: "symbol mapping",
-    23: "system message",
+    19: "definitions",
+    20: "imbalances",
+    21: "error messages",
+    SYMBOL_MAPPING: "symbol mappings",
+    23: "system messages",
     24: "statistics",
 }
 
@@ -52,14 +53,14 @@ _NO_PRICE: Final = np.iinfo(np.int64).max
 _LEVELS: Final = 10
 
 
-def _dtype(size: int, **fields: tuple[str, int]) -> np.dtype[Any]:
+def _dtype(itemsize: int, /, **fields: tuple[str, int]) -> np.dtype[Any]:
     formats, offsets = zip(*fields.values(), strict=True)
     return np.dtype(
         {
             "names": [*HEADER.names, *fields],  # type: ignore[misc]
             "formats": [*(HEADER[name] for name in HEADER.names), *formats],  # type: ignore[union-attr]
             "offsets": [0, 1, 2, 4, 8, *offsets],
-            "itemsize": size,
+            "itemsize": itemsize,
         }
     )
 
@@ -98,40 +99,24 @@ _ORDER: Final = _dtype(
 _BAR: Final = _dtype(56, ohlc=(("<i8", 4), 16), volume=("<u8", 48))  # type: ignore[arg-type]
 
 
-class Rows(NamedTuple):
-    """Rows of one table.
-
-    Attributes:
-        table: "trades", "quotes" or "book".
-        event: int64, never decreasing: which event of a :class:`Part` each row belongs to.
-        columns: The table's own, by name; evt_flags, if there, is added to the event's.
-    """
-
-    table: str
-    event: I64
-    columns: dict[str, npt.NDArray[Any]]
-
-
-class Part(NamedTuple):
-    """What the records of one kind in a block of a file say: events in order, and the rows they make.
+class Events(NamedTuple):
+    """What the records of one kind in a block of a file say.
 
     Attributes:
         record: int64, never decreasing: the record of each event, counted in the block.
         ts_recv: int64 ns UTC.
         ts_event: int64 ns UTC, or MISSING.
-        flags: uint8.
-        sequence: int64.
+        sequence: int64, the venue's.
         code: int32, the code of its symbol.
-        rows: In the order in which the rows of one event follow each other.
+        parts: Its rows; their ``record`` counts these events.
     """
 
     record: I64
     ts_recv: I64
     ts_event: I64
-    flags: U8
     sequence: I64
     code: I32
-    rows: list[Rows]
+    parts: list[Part]
 
 
 class Context(NamedTuple):
@@ -141,22 +126,29 @@ class Context(NamedTuple):
     ladders: Ladders
 
 
+class Fault(NamedTuple):
+    """Which records are unfit for a recording, and why."""
+
+    unfit: Callable[[Records], Mask]
+    why: str
+
+
 class Kind(NamedTuple):
     """How one kind of record is read.
 
     Attributes:
         name: The schema's.
         dtype: Its layout.
-        faults: Yields which records are unfit, and why.
-        rows: Returns their rows, one event a record.
-        interval_ns: How long a bar is; None for what is not a bar.
+        faults: What its records may have wrong with them.
+        rows: Returns their rows.
+        interval_ns: How long a bar is, whose prints are events of their own; 0 for what is no bar.
     """
 
     name: str
     dtype: np.dtype[Any]
-    faults: Callable[[Records], Iterator[tuple[Mask, str]]]
-    rows: Callable[[Records, I32, Context], list[Rows]]
-    interval_ns: int | None = None
+    faults: tuple[Fault, ...]
+    rows: Callable[[Records, I32, Context], list[Part]]
+    interval_ns: int = 0
 
 
 def receive_times(records: Records) -> I64:
@@ -168,7 +160,7 @@ def receive_times(records: Records) -> I64:
     return received if received.min() >= 0 else np.where(received < 0, event, received)
 
 
-def part(kind: Kind, records: Records, record: I64, code: I32, context: Context) -> Part:
+def events(kind: Kind, records: Records, record: I64, code: I32, context: Context) -> Events:
     """Return what sound records of one kind say.
 
     Args:
@@ -178,12 +170,11 @@ def part(kind: Kind, records: Records, record: I64, code: I32, context: Context)
         code: int32: the code of each one's symbol.
         context: What their rows depend on.
     """
-    if kind.interval_ns is not None:
+    if kind.interval_ns:
         return _bars(records, record, code, kind.interval_ns)
     event = np.where(records["ts_event"] < 0, MISSING, records["ts_event"])
     sequence = records["sequence"].astype(np.int64)
-    rows = kind.rows(records, code, context)
-    return Part(record, receive_times(records), event, records["flags"].copy(), sequence, code, rows)
+    return Events(record, receive_times(records), event, sequence, code, kind.rows(records, code, context))
 
 
 def _letters(**values: int) -> npt.NDArray[np.int8]:
@@ -207,37 +198,64 @@ def _price(units: npt.NDArray[Any]) -> F64:
     return prices
 
 
-def _faults_of_print(records: Records) -> Iterator[tuple[Mask, str]]:
-    traded = records["action"] == ord("T")
-    yield traded & (records["price"] == _NO_PRICE), "a trade has no price"
-    yield traded & (_SIDES[records["side"]] == _UNKNOWN), "side is none of A, B, N"
+def _without_time(records: Records) -> Mask:
+    return receive_times(records) < 0
 
 
-def _faults_of_order(records: Records) -> Iterator[tuple[Mask, str]]:
+def _print_without_price(records: Records) -> Mask:
+    return _is_trade(records) & (records["price"] == _NO_PRICE)
+
+
+def _print_without_side(records: Records) -> Mask:
+    return _is_trade(records) & (_SIDES[records["side"]] == _UNKNOWN)
+
+
+def _order_without_price(records: Records) -> Mask:
     action = _ACTIONS[records["action"]]
-    yield action == _UNKNOWN, "action is none of A, C, M, R, T, F, N"
-    yield _SIDES[records["side"]] == _UNKNOWN, "side is none of A, B, N"
     priced = (action == ADD) | (action == MODIFY) | (action == TRADE)
-    yield priced & (records["price"] == _NO_PRICE), "an add, a modify or a trade has no price"
+    return priced & (records["price"] == _NO_PRICE)
 
 
-def _no_faults(records: Records) -> Iterator[tuple[Mask, str]]:
-    yield from ()
+def _bar_without_price(records: Records) -> Mask:
+    lacking: Mask = (records["ohlc"] == _NO_PRICE).any(axis=1)
+    return lacking
 
 
-def _faults_of_bar(records: Records) -> Iterator[tuple[Mask, str]]:
-    yield (records["ohlc"] == _NO_PRICE).any(axis=1), "a bar lacks a price"
+_NO_TIME: Final = Fault(_without_time, "it has neither a receive time nor an event time")
+_PRINT_FAULTS: Final = (
+    _NO_TIME,
+    Fault(_print_without_price, "the trade has no price"),
+    Fault(_print_without_side, "the side is none of A, B, N"),
+)
+_ORDER_FAULTS: Final = (
+    _NO_TIME,
+    Fault(lambda records: _ACTIONS[records["action"]] == _UNKNOWN, "the action is none of A, C, M, R, T, F, N"),
+    Fault(lambda records: _SIDES[records["side"]] == _UNKNOWN, "the side is none of A, B, N"),
+    Fault(_order_without_price, "an add, a modify or a trade has no price"),
+)
+_BAR_FAULTS: Final = (_NO_TIME, Fault(_bar_without_price, "the bar lacks a price"))
 
 
-def _trades(records: Records, *_: object) -> list[Rows]:
-    traded = np.flatnonzero(records["action"] == ord("T"))
-    if len(traded) < len(records):
-        records = records[traded]
-    price, qty = _price(records["price"]), records["size"].astype(np.float64)
-    return [Rows("trades", traded, {"price": price, "qty": qty, "side": _SIDES[records["side"]]})]
+def _is_trade(records: Records) -> Mask:
+    traded: Mask = records["action"] == ord("T")
+    return traded
 
 
-def _quotes(records: Records, *_: object) -> list[Rows]:
+def _picked(records: Records, picked: Mask) -> tuple[Records, I64 | None]:
+    """Return some of the records and which they are, None for all."""
+    if picked.all():
+        return records, None
+    places = np.flatnonzero(picked)
+    return records[places], places
+
+
+def _trades(records: Records, *_: object) -> list[Part]:
+    of, record = _picked(records, _is_trade(records))
+    price, qty = _price(of["price"]), of["size"].astype(np.float64)
+    return [Part("trades", {"price": price, "qty": qty, "side": _SIDES[of["side"]]}, of["flags"], record)]
+
+
+def _quotes(records: Records, *_: object) -> list[Part]:
     levels = records["levels"]
     columns = {}
     for side in ("bid", "ask"):
@@ -245,79 +263,127 @@ def _quotes(records: Records, *_: object) -> list[Rows]:
         qty = levels[f"{side}_sz"].astype(np.float64)
         qty[np.isnan(price)] = np.nan
         columns |= {f"{side}_px": price, f"{side}_qty": qty}
-    return [Rows("quotes", np.arange(len(records)), columns)]
+    return [Part("quotes", columns, records["flags"])]
 
 
-def _quotes_and_trades(records: Records, *_: object) -> list[Rows]:
+def _quotes_and_trades(records: Records, *_: object) -> list[Part]:
     # A trade comes with the quote that it met.
     return _quotes(records) + _trades(records)
 
 
-def _ten_levels(records: Records, code: I32, context: Context) -> list[Rows]:
+def _ten_levels(records: Records, code: I32, context: Context) -> list[Part]:
     levels = records["levels"]
     sides = []
     for side in ("bid", "ask"):
         price = _price(levels[f"{side}_px"])
         sides.append(Ladder(price, np.where(np.isnan(price), np.nan, levels[f"{side}_sz"])))
     changes = context.ladders.changes(context.names, code, *sides)
+    # Every record is a whole book, so every one that changes it ends an event, and none restarts it.
+    flags = records["flags"][changes.record] & np.uint8(~(LAST | SNAPSHOT) & 0xFF) | changes.flags
     columns = {"action": changes.action, "side": changes.side, "price": changes.price, "qty": changes.qty}
-    return [Rows("book", changes.record, {**columns, "evt_flags": changes.flags}), *_trades(records)]
+    return [*_trades(records), Part("book", columns, flags, changes.record)]
 
 
-def _orders(records: Records, *_: object) -> list[Rows]:
+def _orders(records: Records, *_: object) -> list[Part]:
     action = _ACTIONS[records["action"]]
     # What changes nothing is kept only where it ends an event, as a cancel of nothing.
-    kept = np.flatnonzero((action != _NOTHING) | (records["flags"] & LAST != 0))
-    of = records if len(kept) == len(records) else records[kept]
-    action = action[kept]
+    of, record = _picked(records, (action != _NOTHING) | (records["flags"] & LAST != 0))
+    action = action if record is None else action[record]
     nothing, clear = action == _NOTHING, action == CLEAR
     price, qty = _price(of["price"]), of["size"].astype(np.float64)
-    if nothing.any() or clear.any():
-        action = np.where(nothing, np.int8(CANCEL), action)
-        qty[nothing] = 0.0
-        price[clear] = qty[clear] = np.nan
+    action[nothing], qty[nothing] = CANCEL, 0.0
+    price[clear] = qty[clear] = np.nan
     columns = {"action": action, "side": _SIDES[of["side"]], "price": price, "qty": qty, "order_id": of["order_id"]}
-    return [*_trades(records), Rows("book", kept, columns)]
+    return [*_trades(records), Part("book", columns, of["flags"], record)]
 
 
-def _bars(records: Records, record: I64, code: I32, interval_ns: int) -> Part:
-    """Return bars as prints; those of several instruments in one order of time."""
+def _bars(records: Records, record: I64, code: I32, interval_ns: int) -> Events:
+    """Return the prints of bars, those of several instruments in one order of time."""
     start: I64 = records["ts_event"]
-    ohlc = [_price(records["ohlc"][:, i]) for i in range(4)]
-    prints = bars.prints(start, start + (interval_ns - 1), tuple(ohlc), records["volume"].astype(np.float64))  # type: ignore[arg-type]
+    first, high, low, close = (_price(records["ohlc"][:, i]) for i in range(4))
+    volume = records["volume"].astype(np.float64)
+    prints = bars.prints(start, start + (interval_ns - 1), (first, high, low, close), volume)
     order = np.argsort(prints.ts, kind="stable")
-    count = len(order)
-    rows = Rows("trades", np.arange(count), {"price": prints.price[order], "qty": prints.qty[order]})
-    rows.columns["cond"] = np.zeros(count, np.int32)
-    of = order // 4
-    nothing = np.zeros(count, np.int64)
-    ts = prints.ts[order]
-    return Part(np.maximum.accumulate(record[of]), ts, ts, np.zeros(count, np.uint8), nothing, code[of], [rows])
+    of, ts = order // 4, prints.ts[order]
+    columns = {"price": prints.price[order], "qty": prints.qty[order], "cond": bars.CONDITION}
+    nothing = np.zeros(len(order), np.int64)
+    part = Part("trades", columns, np.zeros(len(order), np.uint8))
+    return Events(np.maximum.accumulate(record[of]), ts, ts, nothing, code[of], [part])
 
 
 _SECOND: Final = 1_000_000_000
 
 
 def _bar(name: str, seconds: int) -> Kind:
-    return Kind(name, _BAR, _faults_of_bar, lambda *_: [], seconds * _SECOND)
+    return Kind(name, _BAR, _BAR_FAULTS, lambda *_: [], seconds * _SECOND)
 
 
 #: By the number in a record's header ("rtype"). The consolidated ones differ only in what is not read here.
 KINDS: Final[dict[int, Kind]] = {
-    0: Kind("trades", _TRADE, _faults_of_print, _trades),
-    1: Kind("mbp-1", _TOP, _faults_of_print, _quotes_and_trades),
-    10: Kind("mbp-10", _TEN, _faults_of_print, _ten_levels),
+    0: Kind("trades", _TRADE, _PRINT_FAULTS, _trades),
+    1: Kind("mbp-1", _TOP, _PRINT_FAULTS, _quotes_and_trades),
+    10: Kind("mbp-10", _TEN, _PRINT_FAULTS, _ten_levels),
     32: _bar("ohlcv-1s", 1),
     33: _bar("ohlcv-1m", 60),
     34: _bar("ohlcv-1h", 3_600),
     35: _bar("ohlcv-1d", 86_400),
     36: _bar("ohlcv-eod", 86_400),
-    160: Kind("mbo", _ORDER, _faults_of_order, _orders),
-    177: Kind("cmbp-1", _TOP, _faults_of_print, _quotes_and_trades),
-    192: Kind("cbbo-1s", _TOP, _no_faults, _quotes),
-    193: Kind("cbbo-1m", _TOP, _no_faults, _quotes),
-    194: Kind("tcbbo", _TOP, _faults_of_print, _quotes_and_trades),
-    195: Kind("bbo-1s", _TOP, _no_faults, _quotes),
-    196: Kind("bbo-1m", _TOP, _no_faults, _quotes),
-    197: Kind("tbbo", _TOP, _faults_of_print, _quotes_and_trades),
+    160: Kind("mbo", _ORDER, _ORDER_FAULTS, _orders),
+    177: Kind("cmbp-1", _TOP, _PRINT_FAULTS, _quotes_and_trades),
+    192: Kind("cbbo-1s", _TOP, (_NO_TIME,), _quotes),
+    193: Kind("cbbo-1m", _TOP, (_NO_TIME,), _quotes),
+    194: Kind("tcbbo", _TOP, _PRINT_FAULTS, _quotes_and_trades),
+    195: Kind("bbo-1s", _TOP, (_NO_TIME,), _quotes),
+    196: Kind("bbo-1m", _TOP, (_NO_TIME,), _quotes),
+    197: Kind("tbbo", _TOP, _PRINT_FAULTS, _quotes_and_trades),
 }
+
+
+def name(number: int) -> str:
+    """Return what messages call the records of a kind."""
+    return KINDS[number].name if number in KINDS else _PASSED_OVER.get(number, f"records of kind {number}")
+
+
+def mapping(version: int) -> np.dtype[Any]:
+    """Return the layout of a :data:`SYMBOL_MAPPING`: its texts grew with version 2."""
+    return _dtype(80, symbol=("S22", 38)) if version == 1 else _dtype(176, symbol=("S71", 89))
+
+
+#: The order of tables in an event: a trade comes after the quote that it met and before what it did to the book.
+_ORDER_OF_TABLES: Final = ("quotes", "trades", "book")
+
+
+def picked(part: Part, rows: I64) -> Part:
+    """Return some rows of a part, by index."""
+    record = rows if part.record is None else part.record[rows]
+    columns = {name: c if isinstance(c, str) else c[rows] for name, c in part.columns.items()}
+    return Part(part.table, columns, part.flags[rows], record)
+
+
+def merged(said: list[Events]) -> Events | None:
+    """Return the events of several kinds in the order of their records, each table once; None if there are none."""
+    if len(said) < 2:
+        return said[0] if said else None
+    record = np.concatenate([events.record for events in said])
+    order = np.argsort(record, kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    starts = np.cumsum([0, *(len(events.record) for events in said)])
+    parts: dict[str, list[Part]] = {}
+    for start, events in zip(starts, said, strict=False):
+        for part in events.parts:
+            record_of = np.arange(len(events.record)) if part.record is None else part.record
+            parts.setdefault(part.table, []).append(part._replace(record=place[start + record_of]))
+    columns = [np.concatenate(column)[order] for column in list(zip(*said, strict=True))[:-1]]
+    return Events(*columns, [_joined(parts[table]) for table in _ORDER_OF_TABLES if table in parts])
+
+
+def _joined(parts: list[Part]) -> Part:
+    """Return the rows of several kinds in one table, in the order of their events."""
+    record = np.concatenate([part.record for part in parts])
+    columns = {
+        name: c if isinstance(c, str) else np.concatenate([part.columns[name] for part in parts])
+        for name, c in parts[0].columns.items()
+    }
+    flags = np.concatenate([part.flags for part in parts])
+    return picked(Part(parts[0].table, columns, flags, record), np.argsort(record, kind="stable"))

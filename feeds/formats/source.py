@@ -11,6 +11,7 @@ import gzip
 import io
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Final
@@ -60,6 +61,7 @@ class Source:
         consumed: Bytes of the file on disk read so far.
         refused: Rows that were left out.
         complaints: Why, ``file:line: reason``, for the first :data:`COMPLAINTS` of them.
+        passed_over: How many sound records had no place in a recording, by what they are.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Source:
         self.consumed = 0
         self.refused = 0
         self.complaints: list[str] = []
+        self.passed_over: Counter[str] = Counter()
         self._member = member
         self._skip_bad = skip_bad
         self._limits = limits or Limits()
@@ -95,6 +98,10 @@ class Source:
         """Return the first bytes, at most :data:`HEAD_BYTES`; what is damaged behind them does not matter."""
         with self.open() as reader:
             return reader.read(HEAD_BYTES)
+
+    def pass_over(self, what: str, count: int = 1) -> None:
+        """Count sound records that have no place in a recording: status messages, heartbeats."""
+        self.passed_over[what] += count
 
     def refuse(self, line: int | None, why: str) -> None:
         """Take note of a bad row that is now left out.
