@@ -8,12 +8,16 @@ from __future__ import annotations
 from typing import Final
 
 from feeds.errors import RecordingError
+from feeds.formats.binance import Binance
 from feeds.formats.format import Format
+from feeds.formats.kraken import KrakenHistory
+from feeds.formats.lobster import Lobster
+from feeds.formats.recording import Recording
 from feeds.formats.source import Source
 from feeds.formats.tardis import Tardis
 
 #: All formats. The first that recognises a file reads it, so the more particular come first.
-FORMATS: Final[tuple[Format, ...]] = (Tardis(),)
+FORMATS: Final[tuple[Format, ...]] = (Recording(), Tardis(), Binance(), Lobster(), KrakenHistory())
 
 
 def detect(source: Source) -> Format:

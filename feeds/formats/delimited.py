@@ -39,13 +39,17 @@ _UNKNOWN: Final = -128
 
 
 class Rows:
-    """The rows of a block, by column, and the lines they came from."""
+    """The rows of a block, by column.
+
+    Attributes:
+        lines: int64, the number of the line that each row came from.
+    """
 
     def __init__(self, source: Source, table: pa.Table, lines: npt.NDArray[np.int64]) -> None:
-        self._source, self._table, self._lines = source, table, lines
+        self._source, self._table, self.lines = source, table, lines
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self.lines)
 
     def array(self, name: str) -> pa.Array:
         """Return a column; empty text is null."""
@@ -69,8 +73,12 @@ class Rows:
             return self
         column = self._table.column(name)
         for at in np.flatnonzero(~good).tolist():
-            self._source.refuse(int(self._lines[at]), f"{name} {why} ({column[at].as_py()!r})")
-        return Rows(self._source, self._table.filter(pa.array(good)), self._lines[good])
+            self._source.refuse(int(self.lines[at]), f"{name} {why} ({column[at].as_py()!r})")
+        return self.where(good)
+
+    def where(self, picked: Mask) -> Rows:
+        """Return the rows that are picked."""
+        return self if picked.all() else Rows(self._source, self._table.filter(pa.array(picked)), self.lines[picked])
 
     def present(self, *names: str) -> Rows:
         """Return the rows that have a value in each of these columns."""
@@ -79,6 +87,12 @@ class Rows:
             if (column := rows._table.column(name)).null_count:
                 rows = rows.keep(column.is_valid().to_numpy(), "is empty", name)
         return rows
+
+    def touch(self, price: str, qty: str) -> tuple[F64, F64]:
+        """Return price and quantity of one side of a quote, NaN where there is no price, or neither price nor size."""
+        prices, quantities = self.floats(price), self.floats(qty)
+        absent = np.isnan(prices) | ((prices == 0.0) & ~(quantities > 0.0))
+        return np.where(absent, np.nan, prices), np.where(absent, np.nan, quantities)
 
     def known(self, name: str, words: Mapping[str, int]) -> Rows:
         """Return the rows whose :data:`WORD` in ``name`` is one of ``words``."""

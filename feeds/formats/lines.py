@@ -27,10 +27,10 @@ class Lines(NamedTuple):
     data: bytes
 
 
-def blocks(source: Source, size: int = BLOCK_BYTES) -> Iterator[Lines]:
+def blocks(source: Source, size: int = BLOCK_BYTES, longest: int = BLOCK_BYTES) -> Iterator[Lines]:
     """Yield all lines of a source, about ``size`` bytes at a time.
 
-    A longer line is refused, and left out if bad rows are skipped.
+    A line of more than ``longest`` bytes is refused, and left out if bad rows are skipped.
 
     Raises:
         RecordingError: A line is too long, or the bytes cannot be unpacked.
@@ -44,8 +44,8 @@ def blocks(source: Source, size: int = BLOCK_BYTES) -> Iterator[Lines]:
                 yield Lines(line, data[:end])
                 line += data.count(b"\n", 0, end)
             rest = data[end:]
-            if len(rest) > size:
-                source.refuse(line, f"the line is longer than {size:,} bytes; is this a text file?")
+            if len(rest) > longest:
+                source.refuse(line, f"the line is longer than {longest:,} bytes; is this a text file?")
                 line += 1
                 rest = _after_line(reader, size)
         if rest:

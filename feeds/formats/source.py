@@ -103,6 +103,16 @@ class Source:
         """Count sound records that have no place in a recording: status messages, heartbeats."""
         self.passed_over[what] += count
 
+    def beside(self, file_name: str) -> Source | None:
+        """Return the source of another name, packed the same way, in the same folder or archive; None without one."""
+        if self._member is not None:
+            with self.path.open("rb") as file:
+                member = str(Path(self._member).with_name(file_name))
+                found = member in _members(file)
+            return Source(self.path, member, skip_bad=self._skip_bad, limits=self._limits) if found else None
+        path = self.path.with_name(self.path.name.replace(self.file_name, file_name))
+        return Source(path, skip_bad=self._skip_bad, limits=self._limits) if path.is_file() else None
+
     def refuse(self, line: int | None, why: str) -> None:
         """Take note of a bad row that is now left out.
 

@@ -119,10 +119,7 @@ class _Reader:
             part = part.sound(["bid_price", "ask_price"], ["bid_amount", "ask_amount"])
             own: dict[str, Values] = {}
             for side in ("bid", "ask"):
-                price, qty = part.floats(f"{side}_price"), part.floats(f"{side}_amount")
-                absent = np.isnan(price) | ((price == 0.0) & ~(qty > 0.0))
-                own[f"{side}_px"] = np.where(absent, np.nan, price)
-                own[f"{side}_qty"] = np.where(absent, np.nan, qty)
+                own[f"{side}_px"], own[f"{side}_qty"] = part.touch(f"{side}_price", f"{side}_amount")
             yield self._assembly.chunk(self._shared(part), Part("quotes", own, LAST))
 
     def last_prices(self, parts: Iterator[Rows]) -> Iterator[Chunk]:
@@ -167,6 +164,8 @@ class _Reader:
         prices, amounts = ([f"{side}[{i}].{what}" for side in _SIDES for i in range(self._levels)] for what in _VALUES)
         for part in parts:
             part = part.sound(prices, amounts)
+            if not len(part):
+                continue
             symbol = part.array("symbol")
             bids, asks = (self._ladder(part, side) for side in _SIDES)
             changes = ladders.changes(symbol.dictionary.to_pylist(), symbol.indices.to_numpy(), bids, asks)

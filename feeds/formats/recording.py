@@ -1,0 +1,170 @@
+"""Our own recordings: a table's Parquet file, or Arrow IPC (file or stream) with the same columns.
+
+Their ``seq`` is kept, so that the files of one recording can be put together again. This module must not know where
+the other files of a recording are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from feeds import layout
+from feeds.errors import RecordingError
+from feeds.formats.delimited import fits
+from feeds.formats.format import Chunk, ReadOptions, ReceiveClock, Values, build
+from feeds.formats.source import Source
+from feeds.records import ADD, CLEAR, FILL, MODIFY, SELL, SET
+
+Mask = npt.NDArray[np.bool_]
+
+#: Rows read at once.
+_ROWS: Final = 65_536
+_PARQUET, _ARROW, _STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
+_PLACED: Final = (SET, ADD, MODIFY)
+#: Columns that every row has a value in.
+_NEEDED: Final = ("ts_recv", "seq", "symbol", "evt_flags")
+
+
+class Recording:
+    """The format; see the module."""
+
+    name = "recording"
+
+    def recognises(self, head: bytes, file_name: str) -> bool:
+        """Return whether it begins as Parquet or as Arrow IPC does."""
+        return head.startswith((_PARQUET, _ARROW, _STREAM))
+
+    def read(self, source: Source, options: ReadOptions) -> Iterator[Chunk]:
+        """Yield the rows of the one table in the file."""
+        clock, last, first_row = ReceiveClock(), -1, 1
+        with _readable(source):
+            for batch in _batches(source):
+                table = _table(source, batch.schema)
+                good = _good(source, table, first_row, batch)
+                first_row += batch.num_rows
+                if good.num_rows:
+                    seq = good.column("seq").to_numpy()
+                    if seq[0] <= last or np.any(seq[1:] <= seq[:-1]):
+                        raise RecordingError(f"{source.name}: seq does not increase; sort the rows by ts_recv and seq")
+                    last = int(seq[-1])
+                    yield {table: build(table, _columns(table, good, clock, options))}
+
+
+@contextlib.contextmanager
+def _readable(source: Source) -> Iterator[None]:
+    """Translate what pyarrow and the system raise about a file; the one border for their exceptions."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        why = str(error).partition("\n")[0]
+        raise RecordingError(f"{source.name}: cannot be read as Parquet or Arrow IPC ({why}); damaged?") from error
+
+
+def _batches(source: Source) -> Iterator[pa.RecordBatch]:
+    with source.path.open("rb") as file:
+        magic = file.read(len(_ARROW))
+    if magic.startswith(_PARQUET):
+        with pq.ParquetFile(source.path, page_checksum_verification=True, pre_buffer=False) as parquet:
+            yield from parquet.iter_batches(_ROWS)
+    elif magic == _ARROW:
+        with pa.OSFile(str(source.path)) as file, pa.ipc.open_file(file) as reader:
+            for i in range(reader.num_record_batches):
+                yield from _pieces(reader.get_batch(i))
+    elif source.head().startswith(_STREAM):
+        with source.open() as stream, pa.ipc.open_stream(stream) as reader:
+            for batch in reader:
+                yield from _pieces(batch)
+    else:
+        raise RecordingError(
+            f"{source.name}: is packed, and can only be read where it may be jumped about in; unpack it"
+        )
+
+
+def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    batch.validate(full=True)
+    for start in range(0, batch.num_rows, _ROWS):
+        yield batch.slice(start, _ROWS)
+
+
+def _table(source: Source, schema: pa.Schema) -> str:
+    """Return which table has these columns."""
+    told = (schema.metadata or {}).get(b"table", b"").decode("ascii", "replace")
+    tables = (
+        [told]
+        if told in layout.TABLES
+        else [
+            name
+            for name, columns in layout.SCHEMAS.items()
+            if {f.name for f in columns} - layout.OPTIONAL <= set(schema.names)
+        ]
+    )
+    if not tables:
+        raise RecordingError(f"{source.name}: has the columns of none of {', '.join(layout.TABLES)}")
+    layout.check_schema(source.path, schema, layout.SCHEMAS[tables[0]])
+    return tables[0]
+
+
+def _good(source: Source, table: str, first_row: int, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the rows that a recording can hold; the others are refused by their numbers."""
+    good = np.ones(batch.num_rows, np.bool_)
+    for name, fine, why in _checks(table, batch):
+        for at in np.flatnonzero(good & ~fine).tolist():
+            source.refuse(first_row + at, f"{name} {why} ({batch.column(name)[at]})")
+        good &= fine
+    return batch if good.all() else batch.filter(pa.array(good))
+
+
+def _checks(table: str, batch: pa.RecordBatch) -> Iterator[tuple[str, Mask, str]]:
+    """Yield a column, which of its rows are fine, and what the others are."""
+    for name in _NEEDED:
+        yield name, _there(batch.column(name)), "is empty"
+    for name in (*layout.PRICES[table], *layout.QUANTITIES[table]):
+        yield name, fits(_floats(batch.column(name))), "is no number that can be printed"
+    for name in layout.QUANTITIES[table]:
+        yield name, ~(_floats(batch.column(name)) < 0.0), "is negative"
+    if table != "quotes":
+        yield "side", _between(batch.column("side"), SELL, -SELL), "is none of -1, 0, 1"
+    if table == "trades":
+        yield "price", ~np.isnan(_floats(batch.column("price"))), "is empty"
+    elif table == "book":
+        action = batch.column("action")
+        yield "action", _between(action, SET, FILL), "is no action"
+        placed = np.isin(pc.fill_null(action, CLEAR).to_numpy(zero_copy_only=False), _PLACED)
+        yield "price", ~(placed & np.isnan(_floats(batch.column("price")))), "is empty in a set, add or modify"
+
+
+def _there(column: pa.Array) -> Mask:
+    valid: Mask = column.is_valid().to_numpy(zero_copy_only=False)
+    return valid
+
+
+def _between(column: pa.Array, least: int, most: int) -> Mask:
+    values = pc.fill_null(column, most + 1).to_numpy(zero_copy_only=False)
+    return (values >= least) & (values <= most)  # type: ignore[no-any-return]
+
+
+def _floats(column: pa.Array) -> npt.NDArray[np.float64]:
+    values: npt.NDArray[np.float64] = pc.fill_null(column, np.nan).to_numpy(zero_copy_only=False)
+    return values
+
+
+def _columns(table: str, batch: pa.RecordBatch, clock: ReceiveClock, options: ReadOptions) -> dict[str, Values]:
+    columns: dict[str, Any] = {
+        name: batch.column(name) for name in layout.SCHEMAS[table].names if name in batch.schema.names
+    }
+    for name in (*layout.PRICES[table], *layout.QUANTITIES[table]):
+        columns[name] = _floats(columns[name])
+    if table == "trades":
+        columns["qty"] = np.nan_to_num(columns["qty"])
+    columns["ts_recv"], late = clock.hold(columns["ts_recv"].cast(pa.int64()).to_numpy())
+    columns["evt_flags"] = columns["evt_flags"].to_numpy() | late
+    columns["venue"] = options.venue or columns.get("venue", "")
+    return columns
