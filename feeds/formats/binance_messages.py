@@ -24,7 +24,7 @@ VENUE: Final = "BINANCE"
 #: has had so many and no snapshot goes on without one.
 KEPT_CHANGES: Final = 128
 
-_Id = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+_Id = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 #: Milliseconds below this (the year 2261), above it microseconds, which Binance sends on request.
 _MICROSECONDS: Final = 9_200_000_000_000
 _Time = Annotated[int, msgspec.Meta(ge=0, lt=_MICROSECONDS * 1_000)]
