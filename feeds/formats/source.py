@@ -96,6 +96,10 @@ class Source:
         with self.open() as reader:
             return reader.read(HEAD_BYTES)
 
+    def again(self, *, skip_bad: bool) -> Source:
+        """Return the same bytes with nothing counted yet."""
+        return Source(self.path, self._member, skip_bad=skip_bad, limits=self._limits)
+
     def beside(self, file_name: str) -> Source | None:
         """Return the source of another name, packed the same way, in the same folder or archive; None without one."""
         if self._member is not None:
