@@ -12,7 +12,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Final, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -23,11 +23,10 @@ from feeds import layout
 from feeds.errors import RecordingError
 from feeds.instruments import Instruments
 from feeds.records import GAP, I64, LAST, MISSING, SNAPSHOT, Batch, Levels, Quotes, Table, Trades
+from feeds.tablefile import ROW_GROUP, TableFile
 
 TableT = TypeVar("TableT", bound=Table)
 
-#: Rows in a row group, and the most that are read at once.
-ROW_GROUP: Final = 65_536
 #: Rows at once where instruments are inferred: its many temporaries then fit into a cache (30 % faster).
 SCAN_ROWS: Final = 16_384
 #: A silence is a stretch of tape longer than this in which nothing was received.
@@ -131,7 +130,8 @@ class Recording:
                     yield cast(TableT, decoder.decode(batch))
 
 
-def _path_of(folder: Path, name: str, part: str) -> Path:
+def path_of(folder: Path, name: str, part: str) -> Path:
+    """Return where a recording has a part: one of its tables, or "instruments"."""
     return folder / f"{name}.{part}.parquet"
 
 
@@ -154,7 +154,7 @@ def _locate(path: Path) -> tuple[Path, str]:
     if path.is_dir():
         return path, _only(path, _names_in(path))
     if path.exists():
-        raise RecordingError(f"{path}: not a file of a recording; those end in .trades, .quotes or .book.parquet")
+        raise RecordingError(f"{path}: not a file of a recording; `ticker convert {path} -o NAME` makes one of it")
     nearby = f"; {path.parent} has {', '.join(names)}" if names else ""
     raise RecordingError(f"{path}: no recording; looked for {path.name}.{{trades,quotes,book}}.parquet{nearby}")
 
@@ -178,16 +178,21 @@ def open_recording(path: str | os.PathLike[str]) -> Recording:
         RecordingError: It is missing, ambiguous, unreadable, empty or not in the layout.
     """
     folder, name = _locate(Path(path))
-    paths = {kind: _path_of(folder, name, kind) for kind in layout.TABLES}
+    paths = {kind: path_of(folder, name, kind) for kind in layout.TABLES}
     files = [_open_file(kind, file) for kind, file in paths.items() if file.exists()]
     if not any(file.rows for file in files):
         raise RecordingError(f"{folder / name}: the recording holds no rows; record it again")
-    manifest = _path_of(folder, name, "instruments")
-    instruments = _read_instruments(manifest) if manifest.exists() else _infer(files)
+    manifest = path_of(folder, name, "instruments")
+    instruments = read_instruments(manifest) if manifest.exists() else _infer(files)
     return Recording(name, instruments, files)
 
 
-def _read_instruments(path: Path) -> Instruments:
+def read_instruments(path: Path) -> Instruments:
+    """Return the instruments of a recording's own file of them.
+
+    Raises:
+        RecordingError: It is unreadable, not in the layout, or holds a null.
+    """
     with _readable(path):
         table = pq.ParquetFile(path).read()
     layout.check_schema(path, table.schema, layout.INSTRUMENTS_SCHEMA)
@@ -391,15 +396,14 @@ def _table_info(recording: Recording, file: _File, survey: _Survey) -> TableInfo
 
 
 class _Writer:
-    """One table's file while it grows: rows are gathered into whole row groups under a temporary name."""
+    """One table on its way into its file: rows are gathered into whole row groups."""
 
     def __init__(self, kind: str, path: Path, instruments: Instruments, venue: str) -> None:
-        self._kind, self._instruments, self._venue = kind, instruments, venue
-        self._path, self._temporary = path, path.with_name(f".{path.name}.tmp")
+        self._kind, self._path, self._instruments, self._venue = kind, path, instruments, venue
         self._parts: list[Table] = []
         self._gathered = 0
         self._last = (MISSING, MISSING)
-        self._parquet: Any = None
+        self.file = TableFile(path, layout.SCHEMAS[kind])
 
     def add(self, table: Table) -> None:
         if len(table):
@@ -419,44 +423,13 @@ class _Writer:
     def _write(self, count: int) -> None:
         rows = type(self._parts[0]).concatenate(self._parts)
         self._parts, self._gathered = [rows.slice(count, len(rows))], len(rows) - count
-        if self._parquet is None:
-            self._parquet = _parquet_writer(self._temporary, layout.SCHEMAS[self._kind])
-        table = layout.encode(self._kind, rows.slice(0, count), self._instruments, self._venue)
-        self._parquet.write_table(table, row_group_size=ROW_GROUP)
+        self.file.write(layout.encode(self._kind, rows.slice(0, count), self._instruments, self._venue))
 
     def finish(self) -> bool:
         """Write what is left; return whether there were any rows at all."""
         if self._gathered:
             self._write(self._gathered)
-        if self._parquet is not None:
-            self._parquet.close()
-        return self._parquet is not None
-
-    def publish(self) -> None:
-        """Give the file its name; a table that had no rows leaves no file, not even an older one."""
-        if self._parquet is None:
-            self._path.unlink(missing_ok=True)
-        else:
-            self._temporary.replace(self._path)
-
-    def abandon(self) -> None:
-        """Leave nothing under the temporary name."""
-        if self._parquet is not None:
-            self._parquet.close()
-        self._temporary.unlink(missing_ok=True)
-
-
-def _parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    delta = ["ts_recv", "ts_event", "seq", "venue_seq"]
-    return pq.ParquetWriter(
-        path,
-        schema,
-        compression="zstd",
-        use_dictionary=[name for name in schema.names if name not in delta],
-        column_encoding=dict.fromkeys(delta, "DELTA_BINARY_PACKED"),
-        write_page_index=True,
-        write_page_checksum=True,
-    )
+        return self.file.finish()
 
 
 def write_recording(
@@ -476,25 +449,26 @@ def write_recording(
         RecordingError: There are no rows, they are out of order, or the files cannot be written.
     """
     folder, name = Path(prefix).parent, Path(prefix).name
-    writers = [_Writer(kind, _path_of(folder, name, kind), instruments, venue) for kind in layout.TABLES]
+    writers = [_Writer(kind, path_of(folder, name, kind), instruments, venue) for kind in layout.TABLES]
     try:
         for batch in batches:
             for writer, table in zip(writers, (batch.trades, batch.quotes, batch.levels), strict=True):
                 writer.add(table)
         if not sum(writer.finish() for writer in writers):
             raise RecordingError(f"{prefix}: nothing to record; the feed gave no rows")
-        _write_instruments(_path_of(folder, name, "instruments"), instruments)
+        write_instruments(path_of(folder, name, "instruments"), instruments)
         for writer in writers:
-            writer.publish()
+            writer.file.publish()
     except OSError as error:
         raise RecordingError(f"{prefix}: cannot be written ({error}); check the folder and its space") from error
     finally:
         for writer in writers:
-            writer.abandon()
+            writer.file.abandon()
     return open_recording(prefix)
 
 
-def _write_instruments(path: Path, instruments: Instruments) -> None:
+def write_instruments(path: Path, instruments: Instruments) -> None:
+    """Write a recording's own file of instruments, under a temporary name until it is whole."""
     temporary = path.with_name(f".{path.name}.tmp")
     pq.write_table(layout.instruments_to_table(instruments), temporary, compression="zstd")
     temporary.replace(path)

@@ -406,7 +406,7 @@ def test_names_may_have_dots(tmp_path):
         ("one.quotes.parquet", r"one\.quotes\.parquet: there is no such file"),
         ("empty", "empty: holds no recording; looked for NAME"),
         ("nowhere/x", "nowhere/x: no recording"),
-        ("notes.txt", "not a file of a recording"),
+        ("notes.txt", "ticker convert"),
     ],
 )
 def test_what_cannot_be_found_is_said(tmp_path, given_path, message):

@@ -9,15 +9,28 @@ from typing import Final
 
 from feeds.errors import RecordingError
 from feeds.formats.binance import Binance
+from feeds.formats.binance_messages import BinanceMessages
+from feeds.formats.capture import Capture
+from feeds.formats.dbn import Dbn
 from feeds.formats.format import Format
 from feeds.formats.kraken import KrakenHistory
+from feeds.formats.kraken_messages import KrakenMessages
 from feeds.formats.lobster import Lobster
 from feeds.formats.recording import Recording
 from feeds.formats.source import Source
 from feeds.formats.tardis import Tardis
 
 #: All formats. The first that recognises a file reads it, so the more particular come first.
-FORMATS: Final[tuple[Format, ...]] = (Recording(), Tardis(), Binance(), Lobster(), KrakenHistory())
+FORMATS: Final[tuple[Format, ...]] = (
+    Recording(),
+    Dbn(),
+    Capture("binance-capture", BinanceMessages),
+    Capture("kraken-capture", KrakenMessages),
+    Tardis(),
+    Binance(),
+    Lobster(),
+    KrakenHistory(),
+)
 
 
 def detect(source: Source) -> Format:

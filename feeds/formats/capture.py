@@ -1,7 +1,7 @@
 """Captures: the messages of a venue as they came, one a line, behind the time of receipt.
 
-Two programs' lines are read: ``NANOSECONDS JSON`` as hftbacktest's collector writes them, and ``SECONDS.FRACTION: JSON``
-as cryptofeed does, which also notes the addresses that it spoke to. This module must not know what is in a message.
+Two programs' lines are read: ``NANOSECONDS JSON`` as hftbacktest's collector writes them, and ``SECONDS: JSON`` as
+cryptofeed does, which also notes the addresses that it spoke to. This module must not know what is in a message.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Final, NamedTuple, Protocol
-
-import msgspec
 
 from feeds.errors import RecordingError
 from feeds.formats.format import Chunk, ReadOptions

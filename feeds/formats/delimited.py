@@ -6,7 +6,6 @@ their numbers, and the rest is parsed again. This module must not know what any 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -33,7 +32,8 @@ WORD: Final = pa.dictionary(pa.int32(), pa.string())  #: text with few different
 #: What a value of a type looks like, for finding the one that cannot be parsed; 18 digits always fit into int64.
 _PATTERNS: Final = {INT: rb"^[+-]?[0-9]{1,18}$", FLOAT: rb"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"}
 #: The largest number of which all :data:`feeds.layout.MAX_DECIMALS` decimals can be told.
-_FINE: Final = MAX_UNITS / 10**layout.MAX_DECIMALS
+_FINEST: Final = 10.0**layout.MAX_DECIMALS
+_FINE: Final = MAX_UNITS / _FINEST
 _MAX_TIME: Final = 2**63 - 1
 _UNKNOWN: Final = -128
 
@@ -129,23 +129,22 @@ class Rows:
 
 
 def fits(values: F64) -> Mask:
-    """Return where a number can be told apart from its neighbours in printed decimals; true where it is NaN."""
+    """Return where a number can be printed so that it is told from its neighbours; true where it is NaN."""
     with np.errstate(over="ignore", invalid="ignore"):
-        units = np.rint(values * 1e9)
-        good: Mask = (units / 1e9 == values) & (np.abs(values) <= _FINE)
+        good: Mask = (np.rint(values * _FINEST) / _FINEST == values) & (np.abs(values) <= _FINE)
         if not good.all():
-            good[~good] = np.array([_fits(value) for value in values[~good].tolist()], np.bool_)
+            good[~good] = _fits_coarsely(values[~good])
     return good
 
 
-def _fits(value: float) -> bool:
-    if math.isnan(value):
-        return True
-    if not abs(value) <= MAX_UNITS:
-        return False
-    decimals = next((d for d in range(layout.MAX_DECIMALS, -1, -1) if abs(value) * 10**d <= MAX_UNITS), 0)
-    scale = 10.0**decimals
-    return abs(round(value * scale) / scale - value) <= abs(value) * layout.DECIMAL_TOLERANCE
+def _fits_coarsely(values: F64) -> Mask:
+    """Allow a number as many decimals as its size leaves room for, and the error of arithmetic."""
+    with np.errstate(divide="ignore"):
+        scale = 10.0 ** np.clip(np.floor(np.log10(MAX_UNITS / np.abs(values))), 0, layout.MAX_DECIMALS)
+    size = np.abs(values)
+    near = np.abs(np.rint(values * scale) / scale - values) <= size * layout.DECIMAL_TOLERANCE
+    fit: Mask = np.isnan(values) | (near & (size <= MAX_UNITS))
+    return fit
 
 
 def rows(source: Source, names: Sequence[str], types: Mapping[str, pa.DataType], *, header: bool) -> Iterator[Rows]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from feeds.formats.format import Assembly, Chunk, Part
 from feeds.formats.source import Source
-from feeds.records import BUY, CLEAR, GAP, I64, LAST, NO_SIDE, SELL, SET, SNAPSHOT
+from feeds.records import BUY, CLEAR, GAP, I64, LAST, MISSING, NO_SIDE, SELL, SET, SNAPSHOT
 
 F64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -29,7 +29,7 @@ _CLEARED: Final[Level] = (math.nan, math.nan)
 class Gathering:
     """Takes events one by one and gives them back as a chunk.
 
-    Times are int ns UTC; ``ident`` is what the venue numbers the event by.
+    Times are int ns UTC; ``ident`` is what the venue numbers the event by. Either may be MISSING.
 
     Attributes:
         line: The line that the next events come from; set by the reader.
@@ -93,7 +93,8 @@ class Gathering:
         parts = self._sound(line, [self._trade_rows(ident), self._quote_rows(), self._book_rows()])
         symbols = pa.DictionaryArray.from_arrays(code.astype(np.int32), pa.array(list(self.symbols)))
         self._begin()
-        shared = {"ts_recv": ts, "ts_event": ts_event, "venue_seq": ident, "symbol": symbols, "venue": venue}
+        numbers = pa.array(ident, mask=ident == MISSING)
+        shared = {"ts_recv": ts, "ts_event": ts_event, "venue_seq": numbers, "symbol": symbols, "venue": venue}
         return self._assembly.chunk(shared, *parts)
 
     def _trade_rows(self, ident: I64) -> tuple[Part, Mask]:

@@ -99,9 +99,9 @@ class Source:
         with self.open() as reader:
             return reader.read(HEAD_BYTES)
 
-    def pass_over(self, what: str, count: int = 1) -> None:
-        """Count sound records that have no place in a recording: status messages, heartbeats."""
-        self.passed_over[what] += count
+    def again(self, *, skip_bad: bool) -> Source:
+        """Return the same bytes with nothing counted yet."""
+        return Source(self.path, self._member, skip_bad=skip_bad, limits=self._limits)
 
     def beside(self, file_name: str) -> Source | None:
         """Return the source of another name, packed the same way, in the same folder or archive; None without one."""
@@ -129,6 +129,10 @@ class Source:
         self.refused += 1
         if len(self.complaints) < COMPLAINTS:
             self.complaints.append(complaint)
+
+    def pass_over(self, what: str, count: int = 1) -> None:
+        """Count sound records that have no place in a recording: status messages, heartbeats."""
+        self.passed_over[what] += count
 
 
 def open_sources(path: Path, *, skip_bad: bool = False, limits: Limits | None = None) -> list[Source]:
