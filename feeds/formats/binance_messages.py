@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable
-from typing import Annotated, Any, Final, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Generic, TypeVar
 
 import msgspec
 
@@ -98,9 +98,15 @@ _TYPES: Final[dict[bytes, type[msgspec.Struct]]] = {
     b"depth": _Depth,
     b"lastUpdateId": _Snapshot,
 }
-#: Prices and quantities are written as strings, which the decoders take for the numbers they stand for.
-_BARE: Final = {name: msgspec.json.Decoder(kind, strict=False) for name, kind in _TYPES.items()}
-_COMBINED: Final = {name: msgspec.json.Decoder(_Combined[kind], strict=False) for name, kind in _TYPES.items()}  # type: ignore[valid-type]
+
+
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:  # noqa: ANN401 - mypy has no name for any type whatever
+    """Return a decoder that takes strings for the numbers they stand for, as prices and quantities are written."""
+    return msgspec.json.Decoder(kind, strict=False)
+
+
+_BARE: Final = {name: _decoder(kind) for name, kind in _TYPES.items()}
+_COMBINED: Final = {name: _decoder(_Combined[kind]) for name, kind in _TYPES.items()}  # type: ignore[valid-type]
 #: The beginning of a message: symbol, name and depth of its stream; or its event's name; or the first key of one
 #: without ("u": bookTicker of spot).
 _START: Final = re.compile(
@@ -173,7 +179,7 @@ class BinanceMessages:
         symbol: Of snapshots that do not name theirs; None if it is the only one of the capture.
     """
 
-    venue: Final = VENUE
+    venue: ClassVar[str] = VENUE
 
     def __init__(self, source: Source, gathering: Gathering, symbol: str | None) -> None:
         self._source, self._gathering, self._symbol = source, gathering, symbol

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Final, NamedTuple, Protocol
+from typing import ClassVar, Final, NamedTuple, Protocol
 
 from feeds.errors import RecordingError
 from feeds.formats.format import Chunk, ReadOptions
@@ -35,7 +35,7 @@ class Messages(Protocol):
         venue: What the column ``venue`` says.
     """
 
-    venue: str
+    venue: ClassVar[str]
 
     def __init__(self, source: Source, gathering: Gathering, symbol: str | None) -> None: ...
 

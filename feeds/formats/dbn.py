@@ -18,12 +18,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from feeds.errors import RecordingError
-from feeds.formats import dbn_header, dbn_records
+from feeds.formats import dbn_events, dbn_header, dbn_records
+from feeds.formats.dbn_events import Events
 from feeds.formats.dbn_header import Symbols
-from feeds.formats.dbn_records import HEADER, KINDS, SYMBOL_MAPPING, Context, Events, Records
-from feeds.formats.format import Assembly, Chunk, Part, ReadOptions
+from feeds.formats.dbn_records import HEADER_BYTES, KINDS, SYMBOL_MAPPING, Context, Records
+from feeds.formats.format import Assembly, Chunk, ReadOptions
 from feeds.formats.ladder import Ladders
 from feeds.formats.source import Source
+from feeds.formats.table_rows import TableRows, with_nulls
 from feeds.records import I32, I64, U8
 
 #: Bytes read at a time: 43,690 trades, or 5,698 books of ten levels.
@@ -70,7 +72,7 @@ def _records(source: Source, reader: Any) -> Iterator[tuple[bytes, I64]]:  # noq
             yield data, offsets
         number += len(offsets)
         rest = data[end:]
-        if rest and rest[0] * _WORD < HEADER.itemsize:
+        if rest and rest[0] * _WORD < HEADER_BYTES:
             source.refuse(number, f"a record of {rest[0] * _WORD} bytes; what follows cannot be told apart")
             return
     if rest:
@@ -80,12 +82,12 @@ def _records(source: Source, reader: Any) -> Iterator[tuple[bytes, I64]]:  # noq
 def _offsets(data: bytes) -> tuple[I64, int]:
     """Return where the whole records begin, and where the last one ends: at a cut, or at a length that cannot be."""
     size = data[0] * _WORD
-    if size >= HEADER.itemsize:
+    if size >= HEADER_BYTES:
         count = len(data) // size
         # Each record says where the next one begins, so if all that lie at even distances say the same, these are all.
         if (np.frombuffer(data, np.uint8, count * size)[::size] == data[0]).all():
             return np.arange(count) * size, count * size
-    offsets, at, least = [], 0, HEADER.itemsize // _WORD
+    offsets, at, least = [], 0, HEADER_BYTES // _WORD
     while at < len(data) and data[at] >= least and at + data[at] * _WORD <= len(data):
         offsets.append(at)
         at += data[at] * _WORD
@@ -96,9 +98,11 @@ def _view(data: bytes, offsets: I64, dtype: np.dtype[Any]) -> Records:
     """Return the records at the offsets: a view where they lie at even distances, else copies."""
     step = int(offsets[1] - offsets[0]) if len(offsets) > 1 else dtype.itemsize
     if (np.diff(offsets) == step).all():
-        return np.ndarray(len(offsets), dtype, data, int(offsets[0]), (step,))
+        view: Records = np.ndarray(len(offsets), dtype, data, int(offsets[0]), (step,))
+        return view
     content = np.frombuffer(data, np.uint8)[offsets[:, np.newaxis] + np.arange(dtype.itemsize)]
-    return content.view(dtype)[:, 0]
+    copies: Records = content.view(dtype)[:, 0]
+    return copies
 
 
 class _Blocks:
@@ -120,7 +124,7 @@ class _Blocks:
             self._rename(data, offsets, np.flatnonzero(numbers == SYMBOL_MAPPING))
         said = [self._events(number, data, offsets, np.flatnonzero(numbers == number)) for number in told]
         self._first += len(offsets)
-        events = dbn_records.merged([events for events in said if events is not None])
+        events = dbn_events.merged([events for events in said if events is not None])
         return self._rows(events) if events else {}
 
     def instead(self) -> str:
@@ -170,31 +174,31 @@ class _Blocks:
         code = self._symbols.codes(records["publisher"], records["instrument"], dbn_records.receive_times(records))
         context = Context(self._symbols.names, self._ladders)
         events = dbn_records.events(kind, records, places, code, context)
-        return events._replace(parts=[self._own(number, code, part) for part in events.parts])
+        return events._replace(tables=[self._own(number, events.code, rows) for rows in events.tables])
 
-    def _own(self, number: int, code: I32, part: Part) -> Part:
+    def _own(self, number: int, code: I32, rows: TableRows) -> TableRows:
         """Return the rows of the instruments whose story in this table a kind tells, which it does if it is first."""
-        tellers = self._tellers.get(part.table, np.zeros(0, np.int16))
+        tellers = self._tellers.get(rows.table, np.zeros(0, np.int16))
         if len(tellers) < len(self._symbols.names):
             tellers = np.append(tellers, np.full(len(self._symbols.names) - len(tellers), _NOBODY, np.int16))
-            self._tellers[part.table] = tellers
-        codes = code if part.record is None else code[part.record]
+            self._tellers[rows.table] = tellers
+        codes = code if rows.some is None else code[rows.some]
         tellers[codes[tellers[codes] == _NOBODY]] = number
         own = tellers[codes] == number
         if own.all():
-            return part
-        self._source.pass_over(f"{part.table} told twice", int(np.count_nonzero(~own)))
-        return dbn_records.picked(part, np.flatnonzero(own))
+            return rows
+        self._source.pass_over(f"{rows.table} told twice", int(np.count_nonzero(~own)))
+        return rows.picked(np.flatnonzero(own))
 
     def _rows(self, events: Events) -> Chunk:
         shared = {
             "ts_recv": events.ts_recv,
             "ts_event": events.ts_event,
-            "venue_seq": events.sequence,
+            "venue_seq": with_nulls(events.sequence),
             "symbol": _words(events.code, self._symbols.names),
             "venue": self._venue or _words(events.code, self._symbols.venues),
         }
-        return self._assembly.chunk(shared, *events.parts)
+        return self._assembly.chunk(shared, *(rows.part() for rows in events.tables))
 
 
 def _words(codes: I32, words: list[str]) -> pa.DictionaryArray:

@@ -16,24 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from feeds.formats import bars
-from feeds.formats.format import Part
+from feeds.formats.dbn_events import Events
 from feeds.formats.ladder import Ladder, Ladders
+from feeds.formats.table_rows import TableRows
 from feeds.records import ADD, CANCEL, CLEAR, FILL, I32, I64, LAST, MISSING, MODIFY, NO_SIDE, SNAPSHOT, TRADE
 
 F64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 #: 1-D, of one of the dtypes below.
 Records = npt.NDArray[np.void]
-
-#: The shortest record, and what all begin with: length in words, kind, publisher, instrument, ts_event.
-HEADER: Final = np.dtype(
-    {
-        "names": ["length", "rtype", "publisher", "instrument", "ts_event"],
-        "formats": ["u1", "u1", "<u2", "<u4", "<i8"],
-        "offsets": [0, 1, 2, 4, 8],
-        "itemsize": 16,
-    }
-)
 
 #: Records of this kind say which symbol an id stands for.
 SYMBOL_MAPPING: Final = 22
@@ -50,22 +41,29 @@ _PASSED_OVER: Final = {
 }
 
 _NO_PRICE: Final = np.iinfo(np.int64).max
+_DAY_NS: Final = 86_400_000_000_000
+#: The last time at which a bar of a day can begin.
+_LAST_NS: Final = np.iinfo(np.int64).max - _DAY_NS
 _LEVELS: Final = 10
 
 
-def _dtype(itemsize: int, /, **fields: tuple[str, int]) -> np.dtype[Any]:
+def _dtype(itemsize: int, /, **fields: tuple[Any, int]) -> np.dtype[Any]:
+    """Return the layout of a record: what all begin with, and further fields (type and offset)."""
+    whole = {"length": ("u1", 0), "rtype": ("u1", 1), "publisher": ("<u2", 2), "instrument": ("<u4", 4)}
+    return _struct(itemsize, **whole, ts_event=("<i8", 8), **fields)
+
+
+def _struct(itemsize: int, /, **fields: tuple[Any, int]) -> np.dtype[Any]:
     formats, offsets = zip(*fields.values(), strict=True)
-    return np.dtype(
-        {
-            "names": [*HEADER.names, *fields],  # type: ignore[misc]
-            "formats": [*(HEADER[name] for name in HEADER.names), *formats],  # type: ignore[union-attr]
-            "offsets": [0, 1, 2, 4, 8, *offsets],
-            "itemsize": itemsize,
-        }
-    )
+    layout: Any = {"names": list(fields), "formats": formats, "offsets": offsets, "itemsize": itemsize}
+    dtype: np.dtype[Any] = np.dtype(layout)
+    return dtype
 
 
-_PRINT: Final = {
+#: Bytes of the shortest record, which is what all begin with.
+HEADER_BYTES: Final = 16
+
+_PRINT: Final[dict[str, tuple[Any, int]]] = {
     "price": ("<i8", 16),
     "size": ("<u4", 24),
     "action": ("u1", 28),
@@ -74,17 +72,10 @@ _PRINT: Final = {
     "ts_recv": ("<i8", 32),
     "sequence": ("<u4", 44),
 }
-_LEVEL: Final = np.dtype(
-    {
-        "names": ["bid_px", "ask_px", "bid_sz", "ask_sz"],
-        "formats": ["<i8", "<i8", "<u4", "<u4"],
-        "offsets": [0, 8, 16, 20],
-        "itemsize": 32,
-    }
-)
+_LEVEL: Final = _struct(32, bid_px=("<i8", 0), ask_px=("<i8", 8), bid_sz=("<u4", 16), ask_sz=("<u4", 20))
 _TRADE: Final = _dtype(48, **_PRINT)
-_TOP: Final = _dtype(80, **_PRINT, levels=(_LEVEL, 48))  # type: ignore[arg-type]
-_TEN: Final = _dtype(368, **_PRINT, levels=((_LEVEL, _LEVELS), 48))  # type: ignore[arg-type]
+_TOP: Final = _dtype(80, **_PRINT, levels=(_LEVEL, 48))
+_TEN: Final = _dtype(368, **_PRINT, levels=((_LEVEL, _LEVELS), 48))
 _ORDER: Final = _dtype(
     56,
     order_id=("<u8", 16),
@@ -96,27 +87,7 @@ _ORDER: Final = _dtype(
     ts_recv=("<i8", 40),
     sequence=("<u4", 52),
 )
-_BAR: Final = _dtype(56, ohlc=(("<i8", 4), 16), volume=("<u8", 48))  # type: ignore[arg-type]
-
-
-class Events(NamedTuple):
-    """What the records of one kind in a block of a file say.
-
-    Attributes:
-        record: int64, never decreasing: the record of each event, counted in the block.
-        ts_recv: int64 ns UTC.
-        ts_event: int64 ns UTC, or MISSING.
-        sequence: int64, the venue's.
-        code: int32, the code of its symbol.
-        parts: Its rows; their ``record`` counts these events.
-    """
-
-    record: I64
-    ts_recv: I64
-    ts_event: I64
-    sequence: I64
-    code: I32
-    parts: list[Part]
+_BAR: Final = _dtype(56, ohlc=(("<i8", 4), 16), volume=("<u8", 48))
 
 
 class Context(NamedTuple):
@@ -147,7 +118,7 @@ class Kind(NamedTuple):
     name: str
     dtype: np.dtype[Any]
     faults: tuple[Fault, ...]
-    rows: Callable[[Records, I32, Context], list[Part]]
+    rows: Callable[[Records, I32, Context], list[TableRows]]
     interval_ns: int = 0
 
 
@@ -199,21 +170,26 @@ def _price(units: npt.NDArray[Any]) -> F64:
 
 
 def _without_time(records: Records) -> Mask:
-    return receive_times(records) < 0
+    times = receive_times(records)
+    lacking: Mask = (times < 0) | (times > _LAST_NS)
+    return lacking
 
 
-def _print_without_price(records: Records) -> Mask:
-    return _is_trade(records) & (records["price"] == _NO_PRICE)
+def _without_price(records: Records) -> Mask:
+    lacking: Mask = records["price"] == _NO_PRICE
+    return lacking
 
 
-def _print_without_side(records: Records) -> Mask:
-    return _is_trade(records) & (_SIDES[records["side"]] == _UNKNOWN)
+def _without_side(records: Records) -> Mask:
+    lacking: Mask = _SIDES[records["side"]] == _UNKNOWN
+    return lacking
 
 
 def _order_without_price(records: Records) -> Mask:
     action = _ACTIONS[records["action"]]
     priced = (action == ADD) | (action == MODIFY) | (action == TRADE)
-    return priced & (records["price"] == _NO_PRICE)
+    lacking: Mask = priced & _without_price(records)
+    return lacking
 
 
 def _bar_without_price(records: Records) -> Mask:
@@ -221,16 +197,16 @@ def _bar_without_price(records: Records) -> Mask:
     return lacking
 
 
-_NO_TIME: Final = Fault(_without_time, "it has neither a receive time nor an event time")
+_NO_TIME: Final = Fault(_without_time, "it has neither a receive time nor an event time that can be")
 _PRINT_FAULTS: Final = (
     _NO_TIME,
-    Fault(_print_without_price, "the trade has no price"),
-    Fault(_print_without_side, "the side is none of A, B, N"),
+    Fault(lambda records: _is_trade(records) & _without_price(records), "the trade has no price"),
+    Fault(lambda records: _is_trade(records) & _without_side(records), "the side is none of A, B, N"),
 )
 _ORDER_FAULTS: Final = (
     _NO_TIME,
     Fault(lambda records: _ACTIONS[records["action"]] == _UNKNOWN, "the action is none of A, C, M, R, T, F, N"),
-    Fault(lambda records: _SIDES[records["side"]] == _UNKNOWN, "the side is none of A, B, N"),
+    Fault(_without_side, "the side is none of A, B, N"),
     Fault(_order_without_price, "an add, a modify or a trade has no price"),
 )
 _BAR_FAULTS: Final = (_NO_TIME, Fault(_bar_without_price, "the bar lacks a price"))
@@ -249,29 +225,33 @@ def _picked(records: Records, picked: Mask) -> tuple[Records, I64 | None]:
     return records[places], places
 
 
-def _trades(records: Records, *_: object) -> list[Part]:
+def _trades(records: Records, *_: object) -> list[TableRows]:
     of, record = _picked(records, _is_trade(records))
-    price, qty = _price(of["price"]), of["size"].astype(np.float64)
-    return [Part("trades", {"price": price, "qty": qty, "side": _SIDES[of["side"]]}, of["flags"], record)]
+    columns = _columns(price=_price(of["price"]), qty=of["size"].astype(np.float64), side=_SIDES[of["side"]])
+    return [TableRows("trades", columns, of["flags"], record)]
 
 
-def _quotes(records: Records, *_: object) -> list[Part]:
+def _columns(**columns: npt.NDArray[Any] | str) -> dict[str, npt.NDArray[Any] | str]:
+    return columns
+
+
+def _quotes(records: Records, *_: object) -> list[TableRows]:
     levels = records["levels"]
-    columns = {}
+    columns: dict[str, F64] = {}
     for side in ("bid", "ask"):
         price = _price(levels[f"{side}_px"])
         qty = levels[f"{side}_sz"].astype(np.float64)
         qty[np.isnan(price)] = np.nan
         columns |= {f"{side}_px": price, f"{side}_qty": qty}
-    return [Part("quotes", columns, records["flags"])]
+    return [TableRows("quotes", columns, records["flags"])]
 
 
-def _quotes_and_trades(records: Records, *_: object) -> list[Part]:
+def _quotes_and_trades(records: Records, *_: object) -> list[TableRows]:
     # A trade comes with the quote that it met.
     return _quotes(records) + _trades(records)
 
 
-def _ten_levels(records: Records, code: I32, context: Context) -> list[Part]:
+def _ten_levels(records: Records, code: I32, context: Context) -> list[TableRows]:
     levels = records["levels"]
     sides = []
     for side in ("bid", "ask"):
@@ -280,11 +260,11 @@ def _ten_levels(records: Records, code: I32, context: Context) -> list[Part]:
     changes = context.ladders.changes(context.names, code, *sides)
     # Every record is a whole book, so every one that changes it ends an event, and none restarts it.
     flags = records["flags"][changes.record] & np.uint8(~(LAST | SNAPSHOT) & 0xFF) | changes.flags
-    columns = {"action": changes.action, "side": changes.side, "price": changes.price, "qty": changes.qty}
-    return [*_trades(records), Part("book", columns, flags, changes.record)]
+    columns = _columns(action=changes.action, side=changes.side, price=changes.price, qty=changes.qty)
+    return [*_trades(records), TableRows("book", columns, flags, changes.record)]
 
 
-def _orders(records: Records, *_: object) -> list[Part]:
+def _orders(records: Records, *_: object) -> list[TableRows]:
     action = _ACTIONS[records["action"]]
     # What changes nothing is kept only where it ends an event, as a cancel of nothing.
     of, record = _picked(records, (action != _NOTHING) | (records["flags"] & LAST != 0))
@@ -293,8 +273,9 @@ def _orders(records: Records, *_: object) -> list[Part]:
     price, qty = _price(of["price"]), of["size"].astype(np.float64)
     action[nothing], qty[nothing] = CANCEL, 0.0
     price[clear] = qty[clear] = np.nan
-    columns = {"action": action, "side": _SIDES[of["side"]], "price": price, "qty": qty, "order_id": of["order_id"]}
-    return [*_trades(records), Part("book", columns, of["flags"], record)]
+    side, order_id = _SIDES[of["side"]], of["order_id"]
+    columns = _columns(action=action, side=side, price=price, qty=qty, order_id=order_id)
+    return [*_trades(records), TableRows("book", columns, of["flags"], record)]
 
 
 def _bars(records: Records, record: I64, code: I32, interval_ns: int) -> Events:
@@ -305,10 +286,10 @@ def _bars(records: Records, record: I64, code: I32, interval_ns: int) -> Events:
     prints = bars.prints(start, start + (interval_ns - 1), (first, high, low, close), volume)
     order = np.argsort(prints.ts, kind="stable")
     of, ts = order // 4, prints.ts[order]
-    columns = {"price": prints.price[order], "qty": prints.qty[order], "cond": bars.CONDITION}
-    nothing = np.zeros(len(order), np.int64)
-    part = Part("trades", columns, np.zeros(len(order), np.uint8))
-    return Events(np.maximum.accumulate(record[of]), ts, ts, nothing, code[of], [part])
+    columns = _columns(price=prints.price[order], qty=prints.qty[order], cond=bars.CONDITION)
+    nothing = np.full(len(order), MISSING)
+    rows = TableRows("trades", columns, np.zeros(len(order), np.uint8))
+    return Events(np.maximum.accumulate(record[of]), ts, ts, nothing, code[of], [rows])
 
 
 _SECOND: Final = 1_000_000_000
@@ -347,43 +328,3 @@ def name(number: int) -> str:
 def mapping(version: int) -> np.dtype[Any]:
     """Return the layout of a :data:`SYMBOL_MAPPING`: its texts grew with version 2."""
     return _dtype(80, symbol=("S22", 38)) if version == 1 else _dtype(176, symbol=("S71", 89))
-
-
-#: The order of tables in an event: a trade comes after the quote that it met and before what it did to the book.
-_ORDER_OF_TABLES: Final = ("quotes", "trades", "book")
-
-
-def picked(part: Part, rows: I64) -> Part:
-    """Return some rows of a part, by index."""
-    record = rows if part.record is None else part.record[rows]
-    columns = {name: c if isinstance(c, str) else c[rows] for name, c in part.columns.items()}
-    return Part(part.table, columns, part.flags[rows], record)
-
-
-def merged(said: list[Events]) -> Events | None:
-    """Return the events of several kinds in the order of their records, each table once; None if there are none."""
-    if len(said) < 2:
-        return said[0] if said else None
-    record = np.concatenate([events.record for events in said])
-    order = np.argsort(record, kind="stable")
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    starts = np.cumsum([0, *(len(events.record) for events in said)])
-    parts: dict[str, list[Part]] = {}
-    for start, events in zip(starts, said, strict=False):
-        for part in events.parts:
-            record_of = np.arange(len(events.record)) if part.record is None else part.record
-            parts.setdefault(part.table, []).append(part._replace(record=place[start + record_of]))
-    columns = [np.concatenate(column)[order] for column in list(zip(*said, strict=True))[:-1]]
-    return Events(*columns, [_joined(parts[table]) for table in _ORDER_OF_TABLES if table in parts])
-
-
-def _joined(parts: list[Part]) -> Part:
-    """Return the rows of several kinds in one table, in the order of their events."""
-    record = np.concatenate([part.record for part in parts])
-    columns = {
-        name: c if isinstance(c, str) else np.concatenate([part.columns[name] for part in parts])
-        for name, c in parts[0].columns.items()
-    }
-    flags = np.concatenate([part.flags for part in parts])
-    return picked(Part(parts[0].table, columns, flags, record), np.argsort(record, kind="stable"))

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from feeds.formats.format import Assembly, Chunk, Part
+from feeds.formats.format import Assembly, Chunk
 from feeds.formats.source import Source
-from feeds.records import BUY, CLEAR, GAP, I64, LAST, MISSING, NO_SIDE, SELL, SET, SNAPSHOT
+from feeds.formats.table_rows import TableRows, with_nulls
+from feeds.records import BUY, CLEAR, GAP, I64, LAST, NO_SIDE, SELL, SET, SNAPSHOT
 
 F64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -90,21 +91,25 @@ class Gathering:
         if not self._events:
             return {}
         line, ts, ts_event, ident, code = _columns(self._events, 5, np.int64)
-        parts = self._sound(line, [self._trade_rows(ident), self._quote_rows(), self._book_rows()])
+        tables = self._sound(line, [self._trade_rows(ident), self._quote_rows(), self._book_rows()])
         symbols = pa.DictionaryArray.from_arrays(code.astype(np.int32), pa.array(list(self.symbols)))
         self._begin()
-        numbers = pa.array(ident, mask=ident == MISSING)
-        shared = {"ts_recv": ts, "ts_event": ts_event, "venue_seq": numbers, "symbol": symbols, "venue": venue}
-        return self._assembly.chunk(shared, *parts)
+        shared = {
+            "ts_recv": ts,
+            "ts_event": ts_event,
+            "venue_seq": with_nulls(ident),
+            "symbol": symbols,
+            "venue": venue,
+        }
+        return self._assembly.chunk(shared, *(rows.part() for rows in tables))
 
-    def _trade_rows(self, ident: I64) -> tuple[Part, Mask]:
+    def _trade_rows(self, ident: I64) -> tuple[TableRows, Mask]:
         event, price, qty, side = _columns(self._trades, 4, np.float64)
         record = event.astype(np.int64)
-        trade_id = pa.array(ident[record]).cast(pa.string())
-        columns = {"price": price, "qty": qty, "side": side.astype(np.int8), "trade_id": trade_id}
-        return Part("trades", columns, np.full(len(record), LAST, np.uint8), record), _numbers(price, qty)
+        columns = {"price": price, "qty": qty, "side": side.astype(np.int8), "trade_id": ident[record]}
+        return TableRows("trades", columns, np.full(len(record), LAST, np.uint8), record), _numbers(price, qty)
 
-    def _quote_rows(self) -> tuple[Part, Mask]:
+    def _quote_rows(self) -> tuple[TableRows, Mask]:
         event, *numbers = _columns(self._quotes, 5, np.float64)
         sound = np.ones(len(event), np.bool_)
         for price, qty in (numbers[:2], numbers[2:]):
@@ -112,9 +117,9 @@ class Gathering:
             empty = (price == 0.0) & (qty == 0.0)
             price[empty] = qty[empty] = np.nan
         columns = dict(zip(("bid_px", "bid_qty", "ask_px", "ask_qty"), numbers, strict=True))
-        return Part("quotes", columns, np.full(len(event), LAST, np.uint8), event.astype(np.int64)), sound
+        return TableRows("quotes", columns, np.full(len(event), LAST, np.uint8), event.astype(np.int64)), sound
 
-    def _book_rows(self) -> tuple[Part, Mask]:
+    def _book_rows(self) -> tuple[TableRows, Mask]:
         event, flags, *counts = _columns(self._books, 5, np.int64)
         rows = np.array(counts).T
         total = rows.sum(axis=1)
@@ -127,16 +132,18 @@ class Gathering:
         row_flags[ends - 1] |= LAST
         action = np.where(clear, np.int8(CLEAR), np.int8(SET))
         columns = {"action": action, "side": side, "price": price, "qty": qty}
-        return Part("book", columns, row_flags.astype(np.uint8), np.repeat(event, total)), clear | _numbers(price, qty)
+        return TableRows("book", columns, row_flags.astype(np.uint8), np.repeat(event, total)), clear | _numbers(
+            price, qty
+        )
 
-    def _sound(self, line: I64, tables: list[tuple[Part, Mask]]) -> list[Part]:
+    def _sound(self, line: I64, tables: list[tuple[TableRows, Mask]]) -> list[TableRows]:
         """Return the rows without those of events that hold a number that is none."""
-        if all(sound.all() for _, sound in tables):
-            return [part for part, _ in tables]
-        unfit = np.unique(np.concatenate([part.record[~sound] for part, sound in tables]))
+        unfit = np.unique(np.concatenate([rows.event[~sound] for rows, sound in tables]))
+        if not len(unfit):
+            return [rows for rows, _ in tables]
         for number in line[unfit].tolist():
             self._source.refuse(number, "a price or a quantity is negative or not a number")
-        return [_without(part, np.isin(part.record, unfit)) for part, _ in tables]
+        return [rows.picked(np.flatnonzero(~np.isin(rows.event, unfit))) for rows, _ in tables]
 
 
 def _columns(values: Iterable[Any], width: int, dtype: type, rows: int | None = None) -> npt.NDArray[Any]:
@@ -149,12 +156,3 @@ def _numbers(price: F64, qty: F64) -> Mask:
     """Return where both are numbers that a market can have."""
     sound: Mask = np.isfinite(price) & np.isfinite(qty) & (price >= 0.0) & (qty >= 0.0)
     return sound
-
-
-def _without(part: Part, unfit: Mask) -> Part:
-    kept = pa.array(~unfit)
-    columns = {
-        name: column.filter(kept) if isinstance(column, pa.Array) else column[~unfit]  # type: ignore[index]
-        for name, column in part.columns.items()
-    }
-    return Part(part.table, columns, part.flags[~unfit], part.record[~unfit])  # type: ignore[index]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, insort
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Final
+from typing import Annotated, ClassVar, Final
 
 import msgspec
 
@@ -103,7 +103,7 @@ class KrakenMessages:
         symbol: Not needed: every message names its own.
     """
 
-    venue: Final = VENUE
+    venue: ClassVar[str] = VENUE
 
     def __init__(self, source: Source, gathering: Gathering, symbol: str | None) -> None:
         self._source, self._gathering = source, gathering

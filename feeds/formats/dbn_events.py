@@ -1,0 +1,68 @@
+"""Events that came in records of several kinds, put into the order of those records.
+
+This module must not know what a record holds.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from feeds.formats.table_rows import TableRows
+from feeds.records import I32, I64
+
+
+class Events(NamedTuple):
+    """What the records of one kind in a block of a file say.
+
+    Attributes:
+        record: int64, never decreasing: the record of each event, counted in the block.
+        ts_recv: int64 ns UTC.
+        ts_event: int64 ns UTC, or MISSING.
+        sequence: int64, the venue's, or MISSING.
+        code: int32, the code of its symbol.
+        tables: The rows that they make, in the order in which those of one event follow each other.
+    """
+
+    record: I64
+    ts_recv: I64
+    ts_event: I64
+    sequence: I64
+    code: I32
+    tables: list[TableRows]
+
+
+#: The order of tables in an event: a trade comes after the quote that it met and before what it did to the book.
+_ORDER: Final = ("quotes", "trades", "book")
+
+
+def merged(said: list[Events]) -> Events | None:
+    """Return the events of several kinds in the order of their records, each table once; None if there are none."""
+    if len(said) < 2:
+        return said[0] if said else None
+    order = np.argsort(np.concatenate([events.record for events in said]), kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    tables: dict[str, list[TableRows]] = {}
+    start = 0
+    for events in said:
+        for rows in events.tables:
+            tables.setdefault(rows.table, []).append(rows._replace(some=place[start + rows.event]))
+        start += len(events.record)
+    record, ts_recv, ts_event, sequence, code = (
+        np.concatenate(column)[order] for column in list(zip(*said, strict=True))[:5]
+    )
+    rows_of = [_joined(tables[table]) for table in _ORDER if table in tables]
+    return Events(record, ts_recv, ts_event, sequence, code, rows_of)
+
+
+def _joined(kinds: list[TableRows]) -> TableRows:
+    """Return the rows of several kinds in one table, in the order of their events."""
+    event = np.concatenate([rows.event for rows in kinds])
+    columns = {
+        name: c if isinstance(c, str) else np.concatenate([rows.columns[name] for rows in kinds])
+        for name, c in kinds[0].columns.items()
+    }
+    flags = np.concatenate([rows.flags for rows in kinds])
+    return TableRows(kinds[0].table, columns, flags, event).picked(np.argsort(event, kind="stable"))
