@@ -175,7 +175,7 @@ def _bits(column: pa.Array) -> npt.NDArray[Any]:
     """Return 64 bits for each value, the same for the same value."""
     if pa.types.is_timestamp(column.type):
         column = column.view(pa.int64())
-    values: npt.NDArray[Any] = (pc.fill_null(column, -1) if column.null_count else column).to_numpy()
+    values: npt.NDArray[Any] = (pc.fill_null(column, 0) if column.null_count else column).to_numpy()
     return values if values.dtype.itemsize == 8 else values.astype(np.int64)
 
 

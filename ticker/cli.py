@@ -15,6 +15,7 @@ examples:
   ticker serve --replay recordings/day1 --speed 20 --gap cap:5
   ticker watch ws://127.0.0.1:8765/v2 BTC/USD      what it sends, live in the terminal
   ticker info recordings/day1                      what a recording holds
+  ticker convert BTCUSDT-trades-2024-08-08.zip -o day1     vendors' files made into a recording
 """
 
 
@@ -35,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     watch.add_argument("symbols", nargs="*", metavar="SYMBOL", help="default: every symbol of the server")
     info = commands.add_parser("info", help="what a recording holds: tables, symbols, rows, time span, gaps")
     info.add_argument("path", metavar="PATH", help="a folder with one recording, its prefix, or one of its files")
+    _add_convert(commands)
     return parser
 
 
@@ -69,6 +71,24 @@ def _add_serve(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
     )
 
 
+def _add_convert(commands: Any) -> None:  # noqa: ANN401
+    convert = commands.add_parser(
+        "convert",
+        help="make a recording of vendors' files",
+        description="Make one recording of files in any known format, told by their content: plain, .gz, .zst or .zip. "
+        "Their rows are put in the order in which they were received.",
+    )
+    convert.add_argument("sources", nargs="+", metavar="SRC", help="a file, an archive, or the prefix of a recording")
+    result = convert.add_mutually_exclusive_group(required=True)
+    result.add_argument("-o", "--output", metavar="NAME", help="the recording's folder and name")
+    result.add_argument("--check", action="store_true", help="only report, write nothing; keeps the books to do so")
+    convert.add_argument("--format", metavar="NAME", help="read all sources as this format")
+    convert.add_argument("--symbol", metavar="S", help="the instrument, where neither a file nor its name says it")
+    convert.add_argument("--venue", metavar="V", help="the venue, instead of what the files say")
+    convert.add_argument("--skip-bad", action="store_true", help="leave bad rows out and count them")
+    convert.add_argument("--force", action="store_true", help="write over a recording of that name")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 something to be put right, 2 wrong usage."""
     parser = build_parser()
@@ -82,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    return _guarded({"serve": _serve, "watch": _watch, "info": _info}[args.command], args)
+    return _guarded({"serve": _serve, "watch": _watch, "info": _info, "convert": _convert}[args.command], args)
 
 
 def _guarded(command: Any, args: argparse.Namespace) -> int:  # noqa: ANN401
@@ -169,3 +189,13 @@ def _info(args: argparse.Namespace) -> None:
     from ticker import info
 
     info.print_info(args.path)
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from feeds.convert import ConvertOptions
+    from ticker import convert
+
+    options = ConvertOptions(
+        format=args.format, symbol=args.symbol, venue=args.venue, skip_bad=args.skip_bad, force=args.force
+    )
+    convert.convert(args.sources, args.output, options)

@@ -161,7 +161,7 @@ def rows(source: Source, names: Sequence[str], types: Mapping[str, pa.DataType],
     """
     for block in blocks(source):
         if header and block.first == 1:
-            block = Lines(2, block.data.partition(b"\n")[2])
+            block = Lines(2, block.lines - 1, block.data.partition(b"\n")[2])
         if block.data:
             part = _parse(source, block, tuple(names), types)
             if len(part):
@@ -171,7 +171,7 @@ def rows(source: Source, names: Sequence[str], types: Mapping[str, pa.DataType],
 def _parse(source: Source, block: Lines, names: tuple[str, ...], types: Mapping[str, pa.DataType]) -> Rows:
     try:
         table = _read(block.data, names, types)
-        if table.num_rows == block.data.count(b"\n") + (not block.data.endswith(b"\n")):
+        if table.num_rows == block.lines:
             return Rows(source, table, np.arange(block.first, block.first + table.num_rows, dtype=np.int64))
     except pa.ArrowInvalid:
         pass  # which line it is, arrow does not say in every case

@@ -92,7 +92,7 @@ class Source:
             except _UNPACKING as error:
                 raise RecordingError(f"{self.name}: cannot be opened ({_first_line(error)})") from error
             # BufferedReader asks for at least so much at a time.
-            yield stack.enter_context(io.BufferedReader(_Capped(self, raw, unpacked.read, self._limits), 1 << 18))
+            yield stack.enter_context(io.BufferedReader(_Capped(self, raw, unpacked.readinto, self._limits), 1 << 18))
 
     def head(self) -> bytes:
         """Return the first bytes, at most :data:`HEAD_BYTES`; what is damaged behind them does not matter."""
@@ -171,7 +171,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _unpacked(raw: IO[bytes], member: str | None) -> Iterator[Any]:
-    """Return something with ``read(n)`` that gives the bytes inside."""
+    """Return something with ``readinto`` that gives the bytes inside."""
     magic = raw.read(4)
     raw.seek(0)
     if member is not None:
@@ -190,8 +190,8 @@ def _unpacked(raw: IO[bytes], member: str | None) -> Iterator[Any]:
 class _Capped(io.RawIOBase):
     """What comes out of a packed file, counted; the one border for what unpacking raises."""
 
-    def __init__(self, source: Source, raw: IO[bytes], read: Callable[[int], bytes], limits: Limits) -> None:
-        self._source, self._raw, self._read, self._limits = source, raw, read, limits
+    def __init__(self, source: Source, raw: IO[bytes], readinto: Callable[[Any], int], limits: Limits) -> None:
+        self._source, self._raw, self._readinto, self._limits = source, raw, readinto, limits
         self._count = 0
 
     def readable(self) -> bool:
@@ -199,16 +199,15 @@ class _Capped(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - a writable buffer, which has no name before 3.12
         try:
-            data = self._read(len(buffer))
+            count = self._readinto(buffer)
         except _UNPACKING as error:
             # What came before is good, so whoever skips bad rows keeps it.
             self._source.refuse(None, f"is damaged or cut off after {self._count:,} bytes ({_first_line(error)})")
             return 0
-        self._count += len(data)
+        self._count += count
         self._source.consumed = self._raw.tell()
         self._check()
-        buffer[: len(data)] = data
-        return len(data)
+        return count
 
     def _check(self) -> None:
         limits, count, name = self._limits, self._count, self._source.name
