@@ -20,12 +20,12 @@ import pyarrow as pa
 from feeds.errors import RecordingError
 from feeds.formats import dbn_events, dbn_header, dbn_records
 from feeds.formats.dbn_events import Events
-from feeds.formats.dbn_header import Symbols
+from feeds.formats.dbn_header import Header, Symbols
 from feeds.formats.dbn_records import HEADER_BYTES, KINDS, SYMBOL_MAPPING, Context, Records
 from feeds.formats.format import Assembly, Chunk, ReadOptions
 from feeds.formats.ladder import Ladders
 from feeds.formats.source import Source
-from feeds.formats.table_rows import TableRows, with_nulls
+from feeds.formats.table_rows import with_nulls
 from feeds.records import I32, I64, U8
 
 #: Bytes read at a time: 43,690 trades, or 5,698 books of ten levels.
@@ -34,8 +34,6 @@ BLOCK_BYTES: Final = 1 << 21
 _WORD: Final = 4
 #: In the table of who tells an instrument's story.
 _NOBODY: Final = -1
-#: A file may have been written with the time at which each record was sent behind it.
-_TS_OUT: Final = 8
 
 
 class Dbn:
@@ -51,7 +49,7 @@ class Dbn:
         """Yield the rows of a file; its symbols are the ones it was asked for, "ESU4", else the numbers of its ids."""
         with source.open() as reader:
             header = dbn_header.read_header(reader, source.name)
-            blocks = _Blocks(source, Symbols(header), header.version, options.venue)
+            blocks = _Blocks(source, header, options.venue)
             empty = True
             for data, offsets in _records(source, reader):
                 chunk = blocks.chunk(data, offsets)
@@ -82,16 +80,17 @@ def _records(source: Source, reader: Any) -> Iterator[tuple[bytes, I64]]:  # noq
 def _offsets(data: bytes) -> tuple[I64, int]:
     """Return where the whole records begin, and where the last one ends: at a cut, or at a length that cannot be."""
     size = data[0] * _WORD
+    even = np.zeros(0, np.int64)
     if size >= HEADER_BYTES:
         count = len(data) // size
         # Each record says where the next one begins, so if all that lie at even distances say the same, these are all.
         if (np.frombuffer(data, np.uint8, count * size)[::size] == data[0]).all():
-            return np.arange(count) * size, count * size
-    offsets, at, least = [], 0, HEADER_BYTES // _WORD
+            even = np.arange(count) * size
+    at, offsets, least = len(even) * size, [], HEADER_BYTES // _WORD
     while at < len(data) and data[at] >= least and at + data[at] * _WORD <= len(data):
         offsets.append(at)
         at += data[at] * _WORD
-    return np.array(offsets, np.int64), at
+    return (np.append(even, np.array(offsets, np.int64)) if offsets else even), at
 
 
 def _view(data: bytes, offsets: I64, dtype: np.dtype[Any]) -> Records:
@@ -108,11 +107,13 @@ def _view(data: bytes, offsets: I64, dtype: np.dtype[Any]) -> Records:
 class _Blocks:
     """Turns blocks of records into chunks; it carries what spans blocks."""
 
-    def __init__(self, source: Source, symbols: Symbols, version: int, venue: str | None) -> None:
-        self._source, self._symbols, self._venue = source, symbols, venue
-        self._mapping = dbn_records.mapping(version)
+    def __init__(self, source: Source, header: Header, venue: str | None) -> None:
+        self._source, self._venue = source, venue
+        self._symbols, self._tail_bytes = Symbols(header), header.tail_bytes
+        self._mapping = dbn_records.mapping(header.version)
         self._assembly, self._ladders = Assembly(), Ladders()
         self._first = 1  # the number of a block's first record
+        self._bars: bool | None = None  # whether bars are told, as they are only where they come alone
         self._tellers: dict[str, npt.NDArray[np.int16]] = {}
 
     def chunk(self, data: bytes, offsets: I64) -> Chunk:
@@ -122,9 +123,11 @@ class _Blocks:
         told = self._told(found, numbers)
         if SYMBOL_MAPPING in found:
             self._rename(data, offsets, np.flatnonzero(numbers == SYMBOL_MAPPING))
-        said = [self._events(number, data, offsets, np.flatnonzero(numbers == number)) for number in told]
+        maybe = [self._events(number, data, offsets, np.flatnonzero(numbers == number)) for number in told]
+        said = [events for events in maybe if events is not None]
         self._first += len(offsets)
-        events = dbn_events.merged([events for events in said if events is not None])
+        self._settle(said)
+        events = dbn_events.merged([self._own(events) for events in said])
         return self._rows(events) if events else {}
 
     def instead(self) -> str:
@@ -135,8 +138,9 @@ class _Blocks:
     def _told(self, found: list[int], numbers: U8) -> list[int]:
         """Return the kinds that have rows, and count the records of the others."""
         told = [number for number in found if number in KINDS]
-        # Beside real trades and quotes bars say nothing new.
-        told = [number for number in told if not KINDS[number].interval_ns] or told
+        if self._bars is None and told:
+            self._bars = all(KINDS[number].interval_ns for number in told)
+        told = [number for number in told if self._bars or not KINDS[number].interval_ns]
         for number in found:
             if number not in told:
                 count = int(np.count_nonzero(numbers == number))
@@ -150,9 +154,9 @@ class _Blocks:
 
     def _whole(self, data: bytes, offsets: I64, places: I64, dtype: np.dtype[Any]) -> I64:
         """Return the places of the records that are as long as they should be."""
-        excess = np.frombuffer(data, np.uint8)[offsets[places]] * np.int64(_WORD) - dtype.itemsize
-        wrong = (excess != 0) & (excess != _TS_OUT)
-        return self._without(places, wrong, f"the record has not the {dtype.itemsize} bytes of its kind")
+        size = dtype.itemsize + self._tail_bytes
+        wrong = np.frombuffer(data, np.uint8)[offsets[places]] != size // _WORD
+        return self._without(places, wrong, f"the record has not the {size} bytes of its kind")
 
     def _without(self, places: I64, unfit: npt.NDArray[np.bool_], why: str) -> I64:
         if not unfit.any():
@@ -172,23 +176,38 @@ class _Blocks:
             return None
         records = _view(data, offsets[places], kind.dtype)
         code = self._symbols.codes(records["publisher"], records["instrument"], dbn_records.receive_times(records))
-        context = Context(self._symbols.names, self._ladders)
-        events = dbn_records.events(kind, records, places, code, context)
-        return events._replace(tables=[self._own(number, events.code, rows) for rows in events.tables])
+        return dbn_records.events(number, records, places, code, Context(self._symbols.names, self._ladders))
 
-    def _own(self, number: int, code: I32, rows: TableRows) -> TableRows:
-        """Return the rows of the instruments whose story in this table a kind tells, which it does if it is first."""
-        tellers = self._tellers.get(rows.table, np.zeros(0, np.int16))
-        if len(tellers) < len(self._symbols.names):
-            tellers = np.append(tellers, np.full(len(self._symbols.names) - len(tellers), _NOBODY, np.int16))
-            self._tellers[rows.table] = tellers
-        codes = code if rows.some is None else code[rows.some]
-        tellers[codes[tellers[codes] == _NOBODY]] = number
-        own = tellers[codes] == number
-        if own.all():
-            return rows
-        self._source.pass_over(f"{rows.table} told twice", int(np.count_nonzero(~own)))
-        return rows.picked(np.flatnonzero(own))
+    def _settle(self, said: list[Events]) -> None:
+        """Settle who tells the story of each instrument that is new in a table: whoever has its first record."""
+        firsts: dict[str, I64] = {}
+        for events in said:
+            for rows in events.tables:
+                tellers = self._tellers_of(rows.table)
+                code, at = np.unique(events.code[rows.event], return_index=True)
+                record = events.record[rows.event[at]]
+                first = firsts.setdefault(rows.table, np.where(tellers == _NOBODY, np.iinfo(np.int64).max, -1))
+                earlier = record < first[code]
+                first[code[earlier]], tellers[code[earlier]] = record[earlier], events.kind
+
+    def _tellers_of(self, table: str) -> npt.NDArray[np.int16]:
+        """Return the kind that tells the story of each instrument in a table, by code."""
+        tellers = self._tellers.get(table, np.zeros(0, np.int16))
+        more = len(self._symbols.names) - len(tellers)
+        if more:
+            tellers = self._tellers[table] = np.append(tellers, np.full(more, _NOBODY, np.int16))
+        return tellers
+
+    def _own(self, events: Events) -> Events:
+        """Return events without the rows whose story another kind tells."""
+        tables = []
+        for rows in events.tables:
+            own = self._tellers[rows.table][events.code[rows.event]] == events.kind
+            if not own.all():
+                self._source.pass_over(f"{rows.table} told twice", int(np.count_nonzero(~own)))
+                rows = rows.picked(np.flatnonzero(own))
+            tables.append(rows)
+        return events._replace(tables=tables)
 
     def _rows(self, events: Events) -> Chunk:
         shared = {

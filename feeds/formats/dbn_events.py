@@ -17,6 +17,7 @@ class Events(NamedTuple):
     """What the records of one kind in a block of a file say.
 
     Attributes:
+        kind: The kind's number.
         record: int64, never decreasing: the record of each event, counted in the block.
         ts_recv: int64 ns UTC.
         ts_event: int64 ns UTC, or MISSING.
@@ -25,6 +26,7 @@ class Events(NamedTuple):
         tables: The rows that they make, in the order in which those of one event follow each other.
     """
 
+    kind: int
     record: I64
     ts_recv: I64
     ts_event: I64
@@ -33,6 +35,8 @@ class Events(NamedTuple):
     tables: list[TableRows]
 
 
+#: The number of no kind.
+_MIXED: Final = -1
 #: The order of tables in an event: a trade comes after the quote that it met and before what it did to the book.
 _ORDER: Final = ("quotes", "trades", "book")
 
@@ -51,10 +55,10 @@ def merged(said: list[Events]) -> Events | None:
             tables.setdefault(rows.table, []).append(rows._replace(some=place[start + rows.event]))
         start += len(events.record)
     record, ts_recv, ts_event, sequence, code = (
-        np.concatenate(column)[order] for column in list(zip(*said, strict=True))[:5]
+        np.concatenate(column)[order] for column in list(zip(*said, strict=True))[1:6]
     )
     rows_of = [_joined(tables[table]) for table in _ORDER if table in tables]
-    return Events(record, ts_recv, ts_event, sequence, code, rows_of)
+    return Events(_MIXED, record, ts_recv, ts_event, sequence, code, rows_of)
 
 
 def _joined(kinds: list[TableRows]) -> TableRows:

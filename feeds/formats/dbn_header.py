@@ -59,11 +59,13 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         version: 1, 2 or 3.
         dataset: "GLBX.MDP3"; the part before the point is the venue where there is only one.
+        tail_bytes: What follows each record: the time at which it was sent, or nothing.
         intervals: By instrument id, which symbols it stands for and when.
     """
 
     version: int
     dataset: str
+    tail_bytes: int
     intervals: dict[int, list[Interval]]
 
 
@@ -123,7 +125,8 @@ def _parse(version: int, data: bytes) -> Header:
             ident, named = (symbol, other) if named_by_id else (other, symbol)
             if ident.isdecimal():
                 intervals.setdefault(int(ident), []).append(Interval(first, end, named))
-    return Header(version=version, dataset=text(data[:16]), intervals=intervals)
+    tail_bytes = 8 if data[at + 2] else 0
+    return Header(version=version, dataset=text(data[:16]), tail_bytes=tail_bytes, intervals=intervals)
 
 
 def text(data: bytes) -> str:

@@ -131,21 +131,22 @@ def receive_times(records: Records) -> I64:
     return received if received.min() >= 0 else np.where(received < 0, event, received)
 
 
-def events(kind: Kind, records: Records, record: I64, code: I32, context: Context) -> Events:
+def events(number: int, records: Records, record: I64, code: I32, context: Context) -> Events:
     """Return what sound records of one kind say.
 
     Args:
-        kind: Their kind.
+        number: Of their kind.
         records: Without those that have faults.
         record: int64: which record of the block each is.
         code: int32: the code of each one's symbol.
         context: What their rows depend on.
     """
+    kind = KINDS[number]
     if kind.interval_ns:
-        return _bars(records, record, code, kind.interval_ns)
+        return _bars(number, records, record, code)
     event = np.where(records["ts_event"] < 0, MISSING, records["ts_event"])
     sequence = records["sequence"].astype(np.int64)
-    return Events(record, receive_times(records), event, sequence, code, kind.rows(records, code, context))
+    return Events(number, record, receive_times(records), event, sequence, code, kind.rows(records, code, context))
 
 
 def _letters(**values: int) -> npt.NDArray[np.int8]:
@@ -278,18 +279,18 @@ def _orders(records: Records, *_: object) -> list[TableRows]:
     return [*_trades(records), TableRows("book", columns, of["flags"], record)]
 
 
-def _bars(records: Records, record: I64, code: I32, interval_ns: int) -> Events:
+def _bars(number: int, records: Records, record: I64, code: I32) -> Events:
     """Return the prints of bars, those of several instruments in one order of time."""
     start: I64 = records["ts_event"]
     first, high, low, close = (_price(records["ohlc"][:, i]) for i in range(4))
     volume = records["volume"].astype(np.float64)
-    prints = bars.prints(start, start + (interval_ns - 1), (first, high, low, close), volume)
+    prints = bars.prints(start, start + (KINDS[number].interval_ns - 1), (first, high, low, close), volume)
     order = np.argsort(prints.ts, kind="stable")
     of, ts = order // 4, prints.ts[order]
     columns = _columns(price=prints.price[order], qty=prints.qty[order], cond=bars.CONDITION)
     nothing = np.full(len(order), MISSING)
     rows = TableRows("trades", columns, np.zeros(len(order), np.uint8))
-    return Events(np.maximum.accumulate(record[of]), ts, ts, nothing, code[of], [rows])
+    return Events(number, np.maximum.accumulate(record[of]), ts, ts, nothing, code[of], [rows])
 
 
 _SECOND: Final = 1_000_000_000
