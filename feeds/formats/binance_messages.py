@@ -107,10 +107,10 @@ def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:  # noqa: ANN401 - mypy has
 
 _BARE: Final = {name: _decoder(kind) for name, kind in _TYPES.items()}
 _COMBINED: Final = {name: _decoder(_Combined[kind]) for name, kind in _TYPES.items()}  # type: ignore[valid-type]
-#: The beginning of a message: symbol, name and depth of its stream; or its event's name; or the first key of one
-#: without ("u": bookTicker of spot).
+#: The beginning of a message: symbol ("!" for all of them), name and depth of its stream; or its event's name; or the
+#: first key of one without ("u": bookTicker of spot).
 _START: Final = re.compile(
-    rb'\{\s*"(?:stream"\s*:\s*"([^"@]*)@([A-Za-z]+)([0-9]*)|e"\s*:\s*"([A-Za-z0-9]+)|(u|lastUpdateId)"\s*:)'
+    rb'\{\s*"(?:stream"\s*:\s*"(?:([^"@!]*)@|!)([A-Za-z]+)([0-9]*)|e"\s*:\s*"([A-Za-z0-9]+)|(u|lastUpdateId)"\s*:)'
 )
 _ALIASES: Final = {b"u": b"bookTicker", b"depthUpdate": b"depth"}
 
@@ -131,14 +131,14 @@ class _Book:
     def __init__(self, symbol: str, gathering: Gathering) -> None:
         self.last: int | None = None
         self._symbol, self._gathering = symbol, gathering
-        self._recent: deque[_Depth] = deque(maxlen=KEPT_CHANGES)
+        self._recent: deque[tuple[int, _Depth]] = deque(maxlen=KEPT_CHANGES)  # each with its line
         self._gap = False
 
     def change(self, depth: _Depth) -> None:
         """Take in a change; one that was there already does nothing."""
         if self.last is not None and depth.u <= self.last:
             return
-        self._recent.append(depth)
+        self._recent.append((self._gathering.line, depth))
         if self.last is not None:
             self._pass_on(depth)
         elif len(self._recent) == KEPT_CHANGES:
@@ -150,16 +150,22 @@ class _Book:
         self.last = snapshot.lastUpdateId
         self._gap = False
         self._gathering.snapshot(self._symbol, ts_event, self.last, snapshot.bids, snapshot.asks)
-        for depth in self._recent:
-            if depth.u > self.last:
-                self._pass_on(depth)
+        self._catch_up()
 
     def give_up(self) -> None:
         """Pass on what has waited for a snapshot, as changes of a book that is not known."""
         if self.last is None:
             self.last = -1
-            for depth in self._recent:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Pass on those of the last changes that are newer than what was passed on."""
+        now = self._gathering.line
+        for line, depth in self._recent:
+            if depth.u > self.last:  # type: ignore[operator]
+                self._gathering.line = line
                 self._pass_on(depth)
+        self._gathering.line = now
 
     def _pass_on(self, depth: _Depth) -> None:
         self._gap |= depth.previous > self.last  # type: ignore[operator]

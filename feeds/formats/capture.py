@@ -135,7 +135,8 @@ class Capture:
         if chunk:
             yield chunk
         elif empty:
-            raise RecordingError(f"{source.name}: none of its messages has a place in a recording")
+            seen = f" ({', '.join(source.passed_over)})" if source.passed_over else ""
+            raise RecordingError(f"{source.name}: none of its messages has a place in a recording{seen}")
 
 
 def _take(line: bytes, source: Source, gathering: Gathering, messages: Messages) -> None:

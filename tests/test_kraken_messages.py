@@ -1,0 +1,194 @@
+"""Kraken's messages: each channel, and books that are cut at the depth subscribed to."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from feeds.errors import RecordingError
+from feeds.formats.kraken_messages import DEPTHS
+from feeds.records import BUY, CLEAR, GAP, LAST, SELL, SET, SNAPSHOT
+from tests.captures import T, capture, line, read, rows
+
+STAMP = "2023-10-06T17:35:55.440295Z"
+STAMP_NS = 1_696_613_755_440_295_000
+MS = 1_000_000
+
+
+def message(channel, *data, update="update"):
+    return {"channel": channel, "type": update, "data": list(data)}
+
+
+def ticker(symbol="BTC/USD", **more):
+    quote = {"bid": 27_500.1, "bid_qty": 0.5, "ask": 27_500.2, "ask_qty": 1.25}
+    return {"symbol": symbol, **quote, "last": 27_500.2, "volume": 9.5, "vwap": 27_000.0, **more}
+
+
+def trade(trade_id=4_665_906, side="buy", **more):
+    row = {"symbol": "BTC/USD", "side": side, "price": 27_500.2, "qty": 0.02, "ord_type": "limit"}
+    return row | {"trade_id": trade_id, "timestamp": STAMP} | more
+
+
+def book(bids=(), asks=(), update="update", symbol="BTC/USD"):
+    sides = [[{"price": price, "qty": qty} for price, qty in side] for side in (bids, asks)]
+    row = {"symbol": symbol, "bids": sides[0], "asks": sides[1], "checksum": 2_114_181_697, "timestamp": STAMP}
+    return message("book", row, update=update)
+
+
+def snapshot(bids=(), asks=()):
+    return book(bids, asks, update="snapshot")
+
+
+def test_ticker(tmp_path):
+    data = [message("ticker", ticker(), ticker("ETH/USD", timestamp=STAMP), update="snapshot")]
+    quotes = read(capture(tmp_path, data))[0]["quotes"]
+    assert rows(quotes, "ts_recv", "ts_event", "seq", "venue", "symbol", "evt_flags", "venue_seq") == [
+        (T, None, 0, "KRAKEN", "BTC/USD", LAST, None),
+        (T, STAMP_NS, 1, "KRAKEN", "ETH/USD", LAST, None),
+    ]
+    assert rows(quotes, "bid_px", "bid_qty", "ask_px", "ask_qty") == [(27_500.1, 0.5, 27_500.2, 1.25)] * 2
+
+
+def test_trades_but_not_those_from_before_the_subscription(tmp_path):
+    messages = [message("trade", trade(1), update="snapshot"), message("trade", trade(), trade(4_665_907, "sell"))]
+    tables, source = read(capture(tmp_path, messages))
+    assert rows(tables["trades"], "ts_event", "venue_seq", "trade_id", "price", "qty", "side") == [
+        (STAMP_NS, 4_665_906, "4665906", 27_500.2, 0.02, BUY),
+        (STAMP_NS, 4_665_907, "4665907", 27_500.2, 0.02, SELL),
+    ]
+    assert source.passed_over == {"trades from before the subscription": 1}
+
+
+def test_books(tmp_path):
+    messages = [snapshot([(99.0, 1.0)], [(101.0, 2.0)]), book([(99.0, 0.0), (98.0, 3.0)]), book(asks=[(101.5, 4.0)])]
+    levels = read(capture(tmp_path, messages))[0]["book"]
+    assert rows(levels, "ts_recv", "action", "side", "price", "qty", "evt_flags") == [
+        (T, CLEAR, 0, None, None, SNAPSHOT),
+        (T, SET, BUY, 99.0, 1.0, SNAPSHOT),
+        (T, SET, SELL, 101.0, 2.0, SNAPSHOT | LAST),
+        (T + MS, SET, BUY, 99.0, 0.0, 0),
+        (T + MS, SET, BUY, 98.0, 3.0, LAST),
+        (T + 2 * MS, SET, SELL, 101.5, 4.0, LAST),
+    ]
+    assert set(levels["ts_event"].cast(pa.int64()).to_pylist()) == {STAMP_NS}
+
+
+def test_a_level_pushed_out_of_the_depth_is_removed(tmp_path):
+    bids = [(100.0 - i, 1.0) for i in range(10)]
+    asks = [(101.0 + i, 1.0) for i in range(10)]
+    messages = [snapshot(bids, asks), book([(100.5, 2.0)], [(101.0, 0.0), (111.0, 1.0), (100.8, 1.0)])]
+    levels = read(capture(tmp_path, messages))[0]["book"]
+    assert rows(levels, "side", "price", "qty", "evt_flags")[21:] == [
+        (BUY, 100.5, 2.0, 0),
+        (BUY, 91.0, 0.0, 0),
+        (SELL, 101.0, 0.0, 0),
+        (SELL, 111.0, 1.0, 0),
+        (SELL, 100.8, 1.0, 0),
+        (SELL, 111.0, 0.0, LAST),
+    ]
+
+
+PRICE = st.integers(1, 40).map(float)
+UPDATE = st.lists(st.tuples(PRICE, st.sampled_from([0.0, 1.0, 2.5])), max_size=8)
+
+
+@given(st.sampled_from([BUY, SELL]), st.dictionaries(PRICE, st.just(1.0), max_size=10), st.lists(UPDATE, max_size=10))
+@settings(max_examples=30, deadline=None)
+def test_the_rows_give_the_book_of_a_subscriber_who_cuts_his(tmp_path_factory, side, start, updates):
+    sides = {BUY: "bids", SELL: "asks"}[side]
+    other = [(price, 1.0) for price in range(1, 11)]  # ten levels on the other side: this one has a depth of ten too
+    first = snapshot(**{"bids": other, "asks": other, sides: list(start.items())})
+    messages = [first, *(book(**{sides: update}) for update in updates)]
+    levels = read(capture(tmp_path_factory.mktemp("book"), messages))[0]["book"]
+    told, cut, ours = rows(levels, "ts_recv", "side", "price", "qty"), dict(start), {}
+    for i, update in enumerate([[], *updates]):
+        cut |= dict(update)
+        kept = sorted((price for price, qty in cut.items() if qty), reverse=side == BUY)[:10]
+        cut = {price: cut[price] for price in kept}
+        ours |= {price: qty for ts, of, price, qty in told if ts == T + i * MS and of == side}
+        assert {price: qty for price, qty in ours.items() if qty} == cut
+
+
+def test_changes_of_a_book_that_is_not_known_are_marked(tmp_path):
+    levels = read(capture(tmp_path, [book([(99.0, 1.0)]), book([(98.0, 1.0)])]))[0]["book"]
+    assert levels["evt_flags"].to_pylist() == [GAP | LAST, LAST]
+
+
+def test_the_depth_is_the_next_that_can_be_subscribed_to(tmp_path):
+    bids = [(1_000.0 - i, 1.0) for i in range(24)]
+    levels = read(capture(tmp_path, [snapshot(bids), book([(1_001.0, 1.0)]), book([(1_002.0, 1.0)])]))[0]["book"]
+    assert rows(levels, "price", "qty")[25:] == [(1_001.0, 1.0), (1_002.0, 1.0), (977.0, 0.0)]
+    assert 25 in DEPTHS
+
+
+OTHERS = {
+    "heartbeat": {"channel": "heartbeat"},
+    "status": message("status", {"system": "online", "api_version": "v2", "connection_id": 1, "version": "2.0.1"}),
+    "instrument": {"channel": "instrument", "type": "snapshot", "data": {"assets": [], "pairs": []}},
+    "ohlc": message("ohlc", {"symbol": "BTC/USD", "open": 1.0}),
+    "subscribe": {"method": "subscribe", "result": {"channel": "ticker", "symbol": "BTC/USD"}, "success": True},
+    "messages of no known kind": {"event": "systemStatus"},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_messages_are_passed_over_by_name(tmp_path, name):
+    tables, source = read(capture(tmp_path, [message("ticker", ticker()), OTHERS[name]]))
+    assert source.passed_over == {name: 1}
+    assert set(tables) == {"quotes"}
+
+
+def test_numbers_written_as_text_are_numbers(tmp_path):
+    quotes = read(capture(tmp_path, [message("ticker", ticker(bid="27500.1"))]))[0]["quotes"]
+    assert quotes["bid_px"].to_pylist() == [27_500.1]
+
+
+def test_a_capture_of_nothing_but_heartbeats_is_refused(tmp_path):
+    with pytest.raises(RecordingError, match=r"none of its messages has a place in a recording \(heartbeat\)"):
+        read(capture(tmp_path, [{"channel": "heartbeat"}] * 3))
+
+
+BAD = {
+    "text": message("ticker", ticker(bid="abc")),
+    "negative": message("ticker", ticker(bid=-1.0)),
+    "no symbol": message("ticker", {"bid": 1.0}),
+    "no price": message("trade", {"symbol": "BTC/USD", "side": "buy"}),
+    "no data": {"channel": "ticker", "type": "update"},
+    "date": message("trade", trade(timestamp="yesterday")),
+    "cut off": json.dumps(message("ticker", ticker()))[:50],
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_bad_line_is_named_or_left_out(tmp_path, bad):
+    good = message("ticker", ticker())
+    path = capture(tmp_path, [good, BAD[bad], good])
+    with pytest.raises(RecordingError, match=r"capture\.txt:2: "):
+        read(path)
+    tables, source = read(path, skip_bad=True)
+    assert tables["quotes"].num_rows == 2
+    assert source.refused == 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_damage_ends_in_a_clear_error_or_a_clean_result(tmp_path, seed):
+    path, chance = tmp_path / "capture.txt", random.Random(seed)
+    messages = [snapshot([(99.0, 1.0)], [(101.0, 2.0)]), book([(99.5, 3.0)]), message("ticker", ticker())]
+    messages += [message("trade", trade()), {"channel": "heartbeat"}]
+    sound = "".join(line(json.dumps(m), T + i * MS) for i, m in enumerate(messages * 4)).encode()
+    for i in range(40):
+        data = bytearray(sound)
+        for _ in range(chance.choice([1, 3, 30])):
+            data[chance.randrange(len(data))] = chance.choice(b'0-9"{}[],:\n\xff\x00e.')
+        if chance.random() < 0.3:
+            del data[chance.randrange(len(data)) :]
+        path.write_bytes(data)
+        try:
+            read(path, skip_bad=bool(i % 2))
+        except RecordingError as error:
+            assert str(path) in str(error)  # noqa: PT017 - either outcome is right
