@@ -410,7 +410,7 @@ def test_lobster_files_that_do_not_belong_together(write):
         ("bitmex,X,1583020803145000,1583020803307160,a,buy,abc,1", r"price is not a number \('abc'\)"),
         ("bitmex,X,1583020803145000,12:00,a,buy,1,1", r"local_timestamp is not an integer \('12:00'\)"),
         ("bitmex,X,1583020803145000,-5,a,buy,1,1", r"local_timestamp is no time of this age \(-5\)"),
-        ("bitmex,X,1583020803145000,1583020803307160,a,buy,1", "has 7 columns, not 8; cut off"),
+        ("bitmex,X,1583020803145000,1583020803307160,a,buy,1", "has 7 columns, not 8"),
         ("bitmex,X,1583020803145000,1583020803307160,a,hold,1,1", r"side is none of buy, sell, .* \('hold'\)"),
         ("bitmex,X,1583020803145000,1583020803307160,a,buy,1,-1", r"amount is negative \(-1.0\)"),
         ("bitmex,X,1583020803145000,1583020803307160,a,buy,,1", r"price is empty"),
@@ -437,7 +437,7 @@ def test_a_bad_row_names_its_line_and_can_be_left_out(tmp_path, line, complaint)
 
 def test_a_line_that_was_cut_off_at_the_end(write):
     path = write("XBTUSD.csv", f"{START_S},10.5,1", f"{START_S},10.5", end="")
-    with pytest.raises(RecordingError, match=r"XBTUSD\.csv:2: has 2 columns, not 3; cut off\?"):
+    with pytest.raises(RecordingError, match=r"XBTUSD\.csv:2: has 2 columns, not 3"):
         read(path)
     found, source = read(path, skip_bad=True)
     assert (len(found["trades"]), source.refused) == (1, 1)

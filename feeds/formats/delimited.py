@@ -211,7 +211,7 @@ def _whole_lines(source: Source, block: Lines, columns: int) -> tuple[list[bytes
             lines.append(line)
             numbers.append(number)
         elif line:
-            source.refuse(number, f"has {line.count(b',') + 1} columns, not {columns}; cut off?")
+            source.refuse(number, f"has {line.count(b',') + 1} columns, not {columns}")
     return lines, numbers
 
 
