@@ -201,14 +201,17 @@ def _empty(names: tuple[str, ...], types: Mapping[str, pa.DataType]) -> pa.Table
 
 def _whole_lines(source: Source, block: Lines, columns: int) -> tuple[list[bytes], list[int]]:
     """Return the lines with the right number of columns and their numbers; empty lines mean nothing."""
+    # Line i begins at bounds[i] and ends before bounds[i + 1] - 1.
+    bounds = np.flatnonzero(np.frombuffer(b"\n" + block.data, np.uint8) == ord("\n"))
+    bounds = np.append(bounds, len(block.data) + 1)
     lines, numbers = [], []
-    for number, line in enumerate(block.data.split(b"\n"), block.first):
-        line = line.removesuffix(b"\r")
+    for at in np.flatnonzero(np.diff(bounds) > 1).tolist():
+        line, number = block.data[bounds[at] : bounds[at + 1] - 1].removesuffix(b"\r"), block.first + at
         if line and line.count(b",") + 1 == columns and b"\r" not in line:
             lines.append(line)
             numbers.append(number)
         elif line:
-            source.refuse(number, f"has {line.count(b',') + 1} columns, not {columns}; cut off?")
+            source.refuse(number, f"has {line.count(b',') + 1} columns, not {columns}")
     return lines, numbers
 
 

@@ -26,6 +26,12 @@ HEAD_BYTES: Final = 65_536
 #: How many complaints about bad rows are kept in words; the rest is only counted.
 COMPLAINTS: Final = 10
 
+#: With more bad rows than these a file is another format, or nothing to play.
+MAX_REFUSED: Final = 100_000
+
+#: Bytes unpacked at once, and so the most that is lost before a place where a packed file is damaged.
+STEP: Final = 1 << 16
+
 _GZIP, _ZSTD, _ZIP = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"
 _SUFFIXES: Final = (".gz", ".zst", ".zstd")
 #: Everything that unpacking damaged bytes raises; RuntimeError and NotImplementedError are zipfile's, of members
@@ -121,12 +127,14 @@ class Source:
             why: What is wrong, with the value: "price is not a number ('abc')".
 
         Raises:
-            RecordingError: Bad rows are not to be skipped.
+            RecordingError: Bad rows are not to be skipped, or there are over :data:`MAX_REFUSED` of them.
         """
         complaint = f"{self.name}: {why}" if line is None else f"{self.name}:{line}: {why}"
         if not self._skip_bad:
             raise RecordingError(f"{complaint}; mend it, or leave bad rows out with --skip-bad")
         self.refused += 1
+        if self.refused > MAX_REFUSED:
+            raise RecordingError(f"{complaint}; over {MAX_REFUSED:,} rows are bad: is it another format? See --format")
         if len(self.complaints) < COMPLAINTS:
             self.complaints.append(complaint)
 
@@ -199,7 +207,7 @@ class _Capped(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - a writable buffer, which has no name before 3.12
         try:
-            count = self._readinto(buffer)
+            count = self._readinto(buffer[:STEP])
         except _UNPACKING as error:
             # What came before is good, so whoever skips bad rows keeps it.
             self._source.refuse(None, f"is damaged or cut off after {self._count:,} bytes ({_first_line(error)})")
