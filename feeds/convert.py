@@ -59,12 +59,14 @@ class SourceSummary(msgspec.Struct, frozen=True, kw_only=True):
         format: The format it was read as.
         refused: Bad rows left out.
         complaints: What was wrong with the first of them.
+        passed_over: How many sound records had no place in a recording, by what they are.
     """
 
     name: str
     format: str
     refused: int
     complaints: tuple[str, ...]
+    passed_over: dict[str, int]
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,7 +190,13 @@ class Conversion:
 
     def _summary(self, survey: Survey, rows: int, inferred: Instruments) -> Summary:
         sources = tuple(
-            SourceSummary(name=s.name, format=f.name, refused=s.refused, complaints=tuple(s.complaints))
+            SourceSummary(
+                name=s.name,
+                format=f.name,
+                refused=s.refused,
+                complaints=tuple(s.complaints),
+                passed_over=dict(s.passed_over),
+            )
             for _, s, f in self._sources
         )
         return Summary(

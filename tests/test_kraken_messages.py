@@ -159,6 +159,7 @@ BAD = {
     "no symbol": message("ticker", {"bid": 1.0}),
     "no price": message("trade", {"symbol": "BTC/USD", "side": "buy"}),
     "no data": {"channel": "ticker", "type": "update"},
+    "far date": message("trade", trade(timestamp="9696-01-01T00:00:00Z")),
     "date": message("trade", trade(timestamp="yesterday")),
     "cut off": json.dumps(message("ticker", ticker()))[:50],
 }

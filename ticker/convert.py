@@ -7,6 +7,7 @@ It knows how to show progress and a :class:`feeds.convert.Summary`; how anything
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -67,6 +68,7 @@ def report(summary: Summary) -> Iterator[RenderableType]:
     yield _sources(summary)
     yield _tables(summary)
     yield from _silences(summary)
+    yield from _passed_over(summary)
     yield from _complaints(summary)
 
 
@@ -121,3 +123,12 @@ def _complaints(summary: Summary) -> Iterator[RenderableType]:
             yield Text(f"left out: {complaint}", style="yellow")
         if source.refused > len(source.complaints) > 0:
             yield Text(f"and {source.refused - len(source.complaints):,} more", style="yellow")
+
+
+def _passed_over(summary: Summary) -> Iterator[RenderableType]:
+    """Say what was in the sources that a recording has no place for, over all of them."""
+    total: Counter[str] = Counter()
+    for source in summary.sources:
+        total.update(source.passed_over)
+    if total:
+        yield Text("Passed over: " + ", ".join(f"{count:,} {what}" for what, count in total.most_common()))

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from feeds.errors import RecordingError
 from feeds.formats import dbn_events, dbn_header, dbn_records
-from feeds.formats.dbn_events import Events
+from feeds.formats.dbn_events import Events, Tellers
 from feeds.formats.dbn_header import Header, Symbols
 from feeds.formats.dbn_records import HEADER_BYTES, KINDS, SYMBOL_MAPPING, Context, Records
 from feeds.formats.format import Assembly, Chunk, ReadOptions
@@ -28,12 +28,10 @@ from feeds.formats.source import Source
 from feeds.formats.table_rows import with_nulls
 from feeds.records import I32, I64, U8
 
-#: Bytes read at a time: 43,690 trades, or 5,698 books of ten levels.
-BLOCK_BYTES: Final = 1 << 21
+#: Bytes read at a time: 43,470 trades, or 5,670 books of ten levels; whole records if all are of one kind.
+BLOCK_BYTES: Final = 54 * 38_640
 #: The length of a record is written in words of four bytes.
 _WORD: Final = 4
-#: In the table of who tells an instrument's story.
-_NOBODY: Final = -1
 
 
 class Dbn:
@@ -114,7 +112,7 @@ class _Blocks:
         self._assembly, self._ladders = Assembly(), Ladders()
         self._first = 1  # the number of a block's first record
         self._bars: bool | None = None  # whether bars are told, as they are only where they come alone
-        self._tellers: dict[str, npt.NDArray[np.int16]] = {}
+        self._tellers = Tellers()
 
     def chunk(self, data: bytes, offsets: I64) -> Chunk:
         """Return the rows of the records at the offsets; empty if they have none."""
@@ -126,14 +124,13 @@ class _Blocks:
         maybe = [self._events(number, data, offsets, np.flatnonzero(numbers == number)) for number in told]
         said = [events for events in maybe if events is not None]
         self._first += len(offsets)
-        self._settle(said)
-        events = dbn_events.merged([self._own(events) for events in said])
+        events = dbn_events.merged(self._tellers.own(said, self._source))
         return self._rows(events) if events else {}
 
     def instead(self) -> str:
         """Return what the records were, for the message that none of them could be used."""
         seen = ", ".join(self._source.passed_over)
-        return f": there is {seen}; fetch another schema" if seen else ""
+        return f": it holds {seen}; fetch another schema" if seen else ""
 
     def _told(self, found: list[int], numbers: U8) -> list[int]:
         """Return the kinds that have rows, and count the records of the others."""
@@ -178,37 +175,6 @@ class _Blocks:
         code = self._symbols.codes(records["publisher"], records["instrument"], dbn_records.receive_times(records))
         return dbn_records.events(number, records, places, code, Context(self._symbols.names, self._ladders))
 
-    def _settle(self, said: list[Events]) -> None:
-        """Settle who tells the story of each instrument that is new in a table: whoever has its first record."""
-        firsts: dict[str, I64] = {}
-        for events in said:
-            for rows in events.tables:
-                tellers = self._tellers_of(rows.table)
-                code, at = np.unique(events.code[rows.event], return_index=True)
-                record = events.record[rows.event[at]]
-                first = firsts.setdefault(rows.table, np.where(tellers == _NOBODY, np.iinfo(np.int64).max, -1))
-                earlier = record < first[code]
-                first[code[earlier]], tellers[code[earlier]] = record[earlier], events.kind
-
-    def _tellers_of(self, table: str) -> npt.NDArray[np.int16]:
-        """Return the kind that tells the story of each instrument in a table, by code."""
-        tellers = self._tellers.get(table, np.zeros(0, np.int16))
-        more = len(self._symbols.names) - len(tellers)
-        if more:
-            tellers = self._tellers[table] = np.append(tellers, np.full(more, _NOBODY, np.int16))
-        return tellers
-
-    def _own(self, events: Events) -> Events:
-        """Return events without the rows whose story another kind tells."""
-        tables = []
-        for rows in events.tables:
-            own = self._tellers[rows.table][events.code[rows.event]] == events.kind
-            if not own.all():
-                self._source.pass_over(f"{rows.table} told twice", int(np.count_nonzero(~own)))
-                rows = rows.picked(np.flatnonzero(own))
-            tables.append(rows)
-        return events._replace(tables=tables)
-
     def _rows(self, events: Events) -> Chunk:
         shared = {
             "ts_recv": events.ts_recv,
@@ -222,8 +188,11 @@ class _Blocks:
 
 def _words(codes: I32, words: list[str]) -> pa.DictionaryArray:
     """Return words by their codes; the dictionary holds those in use, each once."""
+    first = int(codes[0])
+    if (codes == first).all():
+        return pa.DictionaryArray.from_arrays(np.zeros(len(codes), np.int32), pa.array([words[first]]))
     places: dict[str, int] = {}
     lookup = np.zeros(len(words), np.int32)
     for code in np.flatnonzero(np.bincount(codes)).tolist():
         lookup[code] = places.setdefault(words[code], len(places))
-    return pa.DictionaryArray.from_arrays(lookup[codes], pa.array(list(places), pa.string()))
+    return pa.DictionaryArray.from_arrays(lookup[codes], pa.array(list(places)))

@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from feeds.formats.source import Source
 from feeds.formats.table_rows import TableRows
 from feeds.records import I32, I64
 
@@ -36,9 +38,48 @@ class Events(NamedTuple):
 
 
 #: The number of no kind.
-_MIXED: Final = -1
+_NOBODY: Final = -1
 #: The order of tables in an event: a trade comes after the quote that it met and before what it did to the book.
 _ORDER: Final = ("quotes", "trades", "book")
+
+
+class Tellers:
+    """Who tells each instrument's story in each table: the kind that has its first record, then and for ever."""
+
+    def __init__(self) -> None:
+        self._tellers: dict[str, npt.NDArray[np.int16]] = {}  # by table and code
+
+    def own(self, said: list[Events], source: Source) -> list[Events]:
+        """Return the events of a block without the rows whose story another kind tells; count those."""
+        for table in {rows.table for events in said for rows in events.tables}:
+            self._settle(table, [(events, rows) for events in said for rows in events.tables if rows.table == table])
+        return [events._replace(tables=[self._own(events, rows, source) for rows in events.tables]) for events in said]
+
+    def _settle(self, table: str, said: list[tuple[Events, TableRows]]) -> None:
+        """Give the instruments that are new in a table to the kind that is the first to have a row of each."""
+        codes = [_codes(events, rows) for events, rows in said]
+        known = self._tellers.get(table, np.zeros(0, np.int16))
+        more = max(int(code.max(initial=-1)) for code in codes) + 1 - len(known)
+        tellers = self._tellers[table] = np.append(known, np.full(max(more, 0), _NOBODY, np.int16))
+        if all((tellers[code] != _NOBODY).all() for code in codes):
+            return
+        first = np.where(tellers == _NOBODY, np.iinfo(np.int64).max, -1)
+        for code, (events, rows) in zip(codes, said, strict=True):
+            some, at = np.unique(code, return_index=True)
+            record = events.record[rows.event[at]]
+            earlier = record < first[some]
+            first[some[earlier]], tellers[some[earlier]] = record[earlier], events.kind
+
+    def _own(self, events: Events, rows: TableRows, source: Source) -> TableRows:
+        own = self._tellers[rows.table][_codes(events, rows)] == events.kind
+        if own.all():
+            return rows
+        source.pass_over(f"{rows.table} told twice", int(np.count_nonzero(~own)))
+        return rows.picked(np.flatnonzero(own))
+
+
+def _codes(events: Events, rows: TableRows) -> I32:
+    return events.code if rows.some is None else events.code[rows.some]
 
 
 def merged(said: list[Events]) -> Events | None:
@@ -58,7 +99,7 @@ def merged(said: list[Events]) -> Events | None:
         np.concatenate(column)[order] for column in list(zip(*said, strict=True))[1:6]
     )
     rows_of = [_joined(tables[table]) for table in _ORDER if table in tables]
-    return Events(_MIXED, record, ts_recv, ts_event, sequence, code, rows_of)
+    return Events(_NOBODY, record, ts_recv, ts_event, sequence, code, rows_of)
 
 
 def _joined(kinds: list[TableRows]) -> TableRows:

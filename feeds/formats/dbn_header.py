@@ -195,10 +195,14 @@ class Symbols:
             instrument: uint32.
             ts: int64 ns UTC, not negative: mappings are by day.
         """
+        count = len(ts)
+        same_day = int(ts.min()) // _DAY_NS == int(ts.max()) // _DAY_NS
+        if same_day and (instrument == instrument[0]).all() and (publisher == publisher[0]).all():
+            publisher, instrument, ts = publisher[:1], instrument[:1], ts[:1]
         day = (ts // _DAY_NS).astype(np.uint64)
         keys = day << np.uint64(48) | publisher.astype(np.uint64) << np.uint64(32) | instrument
-        if (keys == keys[0]).all():
-            return np.full(len(keys), self._code(int(keys[0])), np.int32)
+        if len(keys) < count:
+            return np.full(count, self._code(int(keys[0])), np.int32)
         found, places = np.unique(keys, return_inverse=True)
         return np.array([self._code(key) for key in found.tolist()], np.int32)[places]
 

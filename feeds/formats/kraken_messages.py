@@ -26,6 +26,7 @@ DEPTHS: Final = (10, 25, 100, 500, 1000)
 
 _SIDES: Final = {"buy": BUY, "sell": SELL}
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_END: Final = datetime(2262, 1, 1, tzinfo=UTC)  # int64 nanoseconds end in April
 _US: Final = timedelta(microseconds=1)
 _START: Final = re.compile(
     rb'\{\s*"(?:channel"\s*:\s*"(?:status|heartbeat|ticker|trade|book|ohlc|instrument|level3)|method"\s*:)'
@@ -167,7 +168,13 @@ class KrakenMessages:
 
 
 def _ns(row: _Row) -> int:
-    """Return the row's time, int ns UTC, or MISSING."""
+    """Return the row's time, int ns UTC, or MISSING.
+
+    Raises:
+        msgspec.ValidationError: It cannot be told in int64 nanoseconds.
+    """
     if row.timestamp is None or row.timestamp.tzinfo is None:
         return MISSING
+    if not _EPOCH <= row.timestamp < _END:
+        raise msgspec.ValidationError(f"a time outside of 1970 to {_END.year} ({row.timestamp})")
     return (row.timestamp - _EPOCH) // _US * 1_000
