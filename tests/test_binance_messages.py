@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ from feeds.errors import RecordingError
 from feeds.formats.binance_messages import KEPT_CHANGES
 from feeds.records import BUY, CLEAR, GAP, LAST, SELL, SET, SNAPSHOT
 from feeds.store import open_recording
-from tests.captures import T, capture, line, read, rows
+from tests.captures import T, capture, read, rows
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 CAPTURES = [SHARED / "binance" / f"spot_{symbol}_20240808.gz" for symbol in ("btcusdt", "ethusdt")]
@@ -332,45 +330,3 @@ def test_an_event_with_one_bad_level_is_left_out_whole(tmp_path):
 def test_nesting_without_end_is_an_error_of_its_line(tmp_path):
     with pytest.raises(RecordingError, match=r"capture\.txt:2: "):
         read(capture(tmp_path, [quote(), '{"e":"kline","k":' + "[" * 100_000]))
-
-
-def messages_of_all_kinds():
-    book = [depth(i, i, [("99.1", str(i))], [("101.5", "2")]) for i in range(1, 9)]
-    return [
-        quote(),
-        combined("trade", trade()),
-        book[0],
-        book[1],
-        snapshot(1, [("99", "1")], [("101", "1")]),
-        *book[2:],
-    ]
-
-
-def damage_and_read(path, seed):
-    chance = random.Random(seed)
-    sound = "".join(line(message, T + i * MS) for i, message in enumerate(messages_of_all_kinds() * 3)).encode()
-    for i in range(40):
-        data = bytearray(sound)
-        for _ in range(chance.choice([1, 3, 30])):
-            data[chance.randrange(len(data))] = chance.choice(b'0-9"{}[],:\n\xff\x00e.')
-        if chance.random() < 0.3:
-            del data[chance.randrange(len(data)) :]
-        path.write_bytes(data)
-        try:
-            read(path, skip_bad=bool(i % 2))
-        except RecordingError as error:
-            assert str(path) in str(error)  # noqa: PT017 - either outcome is right
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_damage_ends_in_a_clear_error_or_a_clean_result(tmp_path, seed):
-    damage_and_read(tmp_path / "capture.txt", seed)
-
-
-def test_damage_takes_little_memory(tmp_path):
-    tracemalloc.start()
-    try:
-        damage_and_read(tmp_path / "capture.txt", 8)
-        assert tracemalloc.get_traced_memory()[1] < 64 << 20
-    finally:
-        tracemalloc.stop()

@@ -34,14 +34,15 @@ class Lines(NamedTuple):
     data: bytes
 
 
-def blocks(source: Source, size: int = BLOCK_BYTES, longest: int = BLOCK_BYTES) -> Iterator[Lines]:
+def blocks(source: Source, size: int = BLOCK_BYTES, longest: int | None = None) -> Iterator[Lines]:
     """Yield all lines of a source, about ``size`` bytes at a time.
 
-    A line of more than ``longest`` bytes is refused, and left out if bad rows are skipped.
+    A line of more than ``longest`` bytes (``size`` if not given) is refused, and left out if bad rows are skipped.
 
     Raises:
         RecordingError: A line is too long, or the bytes cannot be unpacked.
     """
+    longest = longest or size
     with source.open() as reader:
         line, rest = 1, b""
         while data := reader.read(size):
