@@ -247,8 +247,8 @@ class _Venues:
     def check(self, rows: pa.RecordBatch) -> None:
         symbol, venue = rows.column("symbol"), rows.column("venue")
         width = len(venue.dictionary)
-        pairs = np.unique(symbol.indices.to_numpy() * np.int64(width) + venue.indices.to_numpy())
-        for pair in pairs.tolist():
+        pairs = np.bincount(symbol.indices.to_numpy() * np.int64(width) + venue.indices.to_numpy())
+        for pair in np.flatnonzero(pairs).tolist():
             name, place = symbol.dictionary[pair // width].as_py(), venue.dictionary[pair % width].as_py()
             if (other := self._of.setdefault(name, place)) != place:
                 raise RecordingError(

@@ -68,8 +68,8 @@ class Survey:
 
     def add(self, chunk: Chunk) -> None:
         """Take in the next rows."""
-        received = np.sort(np.concatenate([times(rows) for rows in chunk.values()]))
-        self._add_times(received)
+        received = [times(rows) for rows in chunk.values()]  # each in order
+        self._add_times(received[0] if len(received) == 1 else np.sort(np.concatenate(received)))
         for table, rows in chunk.items():
             self._tables[table].add(rows)
 
@@ -146,21 +146,24 @@ class _Repeats:
         same[0], same[-1] = ts[0] == self._ts, True
         # A row whose instant no other row has repeats nothing; the last one may yet have company.
         candidates = np.flatnonzero(same[1:] | same[:-1])
-        hashes = self._hashes(rows.take(pa.array(candidates)), ts[candidates])
-        distinct = np.unique(hashes)
-        self.count += len(hashes) - len(distinct)
-        before = self._open if ts[0] == self._ts else self._open[:0]
-        self.count += int(np.isin(distinct, before).sum())
-        last = np.unique(hashes[ts[candidates] == ts[-1]])
-        self._open = np.union1d(before, last) if ts[0] == ts[-1] else last
+        ts = ts[candidates]
+        hashes = self._hashes(rows.take(pa.array(candidates)), ts)
+        first, last = hashes[: np.searchsorted(ts, ts[0], "right")], hashes[np.searchsorted(ts, ts[-1]) :]
+        goes_on = ts[0] == self._ts
+        if goes_on:
+            self.count += len(np.intersect1d(first, self._open))
+        self._open = np.union1d(self._open, last) if goes_on and len(last) == len(ts) else last
         self._ts = int(ts[-1])
+        ordered = np.sort(hashes)
+        self.count += int(np.count_nonzero(ordered[1:] == ordered[:-1]))
 
     def _hashes(self, rows: pa.RecordBatch, ts: I64) -> U64:
         found = _mixed(np.zeros(len(ts), np.uint64), ts)
         found = _mixed(found, _word_hashes(rows.column("symbol")))
         for name in self._columns:
             found = _mixed(found, _bits(rows.column(name)))
-        if "trade_id" in rows.schema.names and rows.column("trade_id").null_count < len(ts):
+        # Where a venue numbers its trades by their ids, the numbers have been mixed in already.
+        if "trade_id" in rows.schema.names and rows.column("venue_seq").null_count:
             found = _mixed(found, np.fromiter(map(hash, rows.column("trade_id").to_pylist()), np.int64, len(ts)))
         return found
 

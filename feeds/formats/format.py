@@ -122,12 +122,14 @@ def build(table: str, columns: Mapping[str, Values]) -> pa.RecordBatch:
 
 
 def _column(field: pa.Field, values: Values | None, rows: int) -> pa.Array:
+    if values is None and field.name in _ZERO:
+        values = 0
     if values is None:
-        return pa.array(np.zeros(rows, np.int8)).cast(field.type) if field.name in _ZERO else pa.nulls(rows, field.type)
+        return pa.nulls(rows, field.type)
     if isinstance(values, str):
         return pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), pa.array([values]))
     if isinstance(values, int):
-        return pa.array(np.full(rows, values, field.type.to_pandas_dtype()))
+        return pa.repeat(pa.scalar(values, field.type), rows)
     array = _from_numpy(field.type, values) if isinstance(values, np.ndarray) else values
     if pa.types.is_dictionary(field.type) and not pa.types.is_dictionary(array.type):
         array = array.dictionary_encode()

@@ -118,20 +118,22 @@ def merged(tapes: Sequence[Tape]) -> Iterator[Chunk]:
 
 
 def _in_order(pieces: list[_Piece], numbering: Numbering) -> Chunk:
-    ts, seq = np.concatenate([piece.ts for piece in pieces]), np.concatenate([piece.seq for piece in pieces])
-    number = numbering.take(len(ts))
-    if len({piece.rank for piece in pieces}) == 1:
-        order = np.argsort(seq, kind="stable")
-    else:
-        ranks = np.repeat([piece.rank for piece in pieces], [len(piece.ts) for piece in pieces])
-        order = np.lexsort((seq, ranks, ts))
-    numbers = np.empty_like(number)
-    numbers[order] = number
-    own = np.split(numbers, np.cumsum([len(piece.ts) for piece in pieces])[:-1])
-    tables = dict.fromkeys(piece.table for piece in pieces)
-    return {
-        table: _table([(p.rows, n) for p, n in zip(pieces, own, strict=True) if p.table == table]) for table in tables
-    }
+    parts: dict[str, list[tuple[pa.RecordBatch, I64]]] = {}
+    for piece, numbers in zip(pieces, _numbers(pieces, numbering), strict=True):
+        parts.setdefault(piece.table, []).append((piece.rows, numbers))
+    return {table: _table(own) for table, own in parts.items()}
+
+
+def _numbers(pieces: list[_Piece], numbering: Numbering) -> list[I64]:
+    """Return which place in the whole order each row of each piece has."""
+    lengths = [len(piece.ts) for piece in pieces]
+    numbers = numbering.take(sum(lengths))
+    if len(pieces) == 1:
+        return [numbers]
+    keys = [np.concatenate([piece.seq for piece in pieces]), np.repeat([piece.rank for piece in pieces], lengths)]
+    order = np.lexsort((*keys, np.concatenate([piece.ts for piece in pieces])))
+    numbers[order] = numbers.copy()
+    return np.split(numbers, np.cumsum(lengths)[:-1])
 
 
 def _table(parts: list[tuple[pa.RecordBatch, npt.NDArray[np.int64]]]) -> pa.RecordBatch:
