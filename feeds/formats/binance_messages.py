@@ -112,6 +112,8 @@ _COMBINED: Final = {name: _decoder(_Combined[kind]) for name, kind in _TYPES.ite
 _START: Final = re.compile(
     rb'\{\s*"(?:stream"\s*:\s*"(?:([^"@!]*)@|!)([A-Za-z]+)([0-9]*)|e"\s*:\s*"([A-Za-z0-9]+)|(u|lastUpdateId)"\s*:)'
 )
+#: A stream that is not named within so many bytes is looked at anew in each message.
+_LONGEST_STREAM: Final = 80
 _ALIASES: Final = {b"u": b"bookTicker", b"depthUpdate": b"depth"}
 
 
@@ -191,12 +193,13 @@ class BinanceMessages:
         self._source, self._gathering, self._symbol = source, gathering, symbol
         self._books: dict[str, _Book] = {}
         self._tellers: dict[str, bytes] = {}
-        self._take: dict[bytes, Callable[[Any], None]] = {
+        self._readers: dict[bytes, Callable[[Any], None]] = {
             b"bookTicker": self._quote,
             b"trade": self._trade,
             b"aggTrade": self._agg_trade,
             b"depth": self._depth,
         }
+        self._streams: dict[bytes, tuple[Callable[[bytes], Any], Callable[[Any], None]]] = {}
 
     @staticmethod
     def knows(payload: bytes) -> bool:
@@ -213,6 +216,16 @@ class BinanceMessages:
         Raises:
             msgspec.DecodeError: It is no JSON, or a message that should be known has another form.
         """
+        # All messages of a stream begin alike: {"stream":"btcusdt@trade","data":...
+        known = self._streams.get(payload[: payload.find(b",", 0, _LONGEST_STREAM)])
+        if known is None:
+            self._take(payload, url_symbol)
+        else:
+            decode, read = known
+            read(decode(payload).data)
+
+    def _take(self, payload: bytes, url_symbol: str | None) -> None:
+        """Take in a message of which it must be told what it is."""
         start = _START.match(payload)
         if start is None:
             msgspec.json.decode(payload)
@@ -229,9 +242,12 @@ class BinanceMessages:
         elif name == b"lastUpdateId":
             self._whole(_BARE[name].decode(payload), url_symbol)
         elif stream:
-            self._take[name](_COMBINED[name].decode(payload).data)
+            decode, read = _COMBINED[name].decode, self._readers[name]
+            read(decode(payload).data)
+            if b"," in payload[:_LONGEST_STREAM]:
+                self._streams[payload[: payload.index(b",")]] = decode, read
         else:
-            self._take[name](_BARE[name].decode(payload))
+            self._readers[name](_BARE[name].decode(payload))
 
     def finish(self) -> None:
         """Pass on what still waits, at the end of a capture."""

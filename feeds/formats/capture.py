@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import ClassVar, Final, NamedTuple, Protocol
+from typing import ClassVar, Final, Protocol
 
 from feeds.errors import RecordingError
 from feeds.formats.format import Chunk, ReadOptions
@@ -57,20 +57,14 @@ class Messages(Protocol):
         ...
 
 
-class _Line(NamedTuple):
-    ts: int
-    payload: bytes
-    url_symbol: str | None = None
-
-
 def _seconds(text: bytes) -> int:
     """Return nanoseconds; exact, where a float would be off by a hundred."""
     whole, _, fraction = text.partition(b".")
     return int(whole) * _NS + int(fraction[:9].ljust(9, b"0"))
 
 
-def _parse(line: bytes) -> _Line | None:
-    """Return a line's parts, None for a note that is no message.
+def _parse(line: bytes) -> tuple[int, bytes, str | None] | None:
+    """Return a line's time, message and symbol from its address, if any; None for a note that is no message.
 
     Raises:
         ValueError: It is neither.
@@ -90,7 +84,7 @@ def _parse(line: bytes) -> _Line | None:
         ts = _seconds(head[:40].rstrip(b":"))
     if not _FIRST_NS <= ts < _END_NS:
         raise ValueError("the receive time is not one of nanoseconds, or of seconds with a colon")
-    return _Line(ts, payload, url_symbol)
+    return ts, payload, url_symbol
 
 
 class Capture:
@@ -112,7 +106,7 @@ class Capture:
                 parsed = _parse(line)
             except ValueError:
                 return False
-            if parsed is not None and self._messages.knows(parsed.payload):
+            if parsed is not None and self._messages.knows(parsed[1]):
                 return True
         return False
 
@@ -143,7 +137,7 @@ def _take(line: bytes, source: Source, gathering: Gathering, messages: Messages)
     try:
         parsed = _parse(line)
         if parsed is not None:
-            gathering.ts = parsed.ts
-            messages.take(parsed.payload, parsed.url_symbol)
+            gathering.ts, payload, url_symbol = parsed
+            messages.take(payload, url_symbol)
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         source.refuse(gathering.line, f"{error}: {line[:60].decode('utf-8', 'replace')!r}")
