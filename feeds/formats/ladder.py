@@ -87,13 +87,16 @@ def _side(records: I64, sign: int, now: Ladder, last: Ladder | None) -> list[Cha
         np.vstack((np.full_like(column[:1], np.nan) if last is None else last[i][np.newaxis], column[:-1]))
         for i, column in enumerate(now)
     ]
-    # Most records repeat most levels in their places; only the rest is looked for in other places.
+    # Most records repeat most sides, or most prices in their places; only the rest is looked for in other places.
     moved = ((now.price != before[0]) | (now.qty != before[1])).any(axis=1).nonzero()[0]
     price, qty, old_price, old_qty = now.price[moved], now.qty[moved], before[0][moved], before[1][moved]
-    same = price[:, :, np.newaxis] == old_price[:, np.newaxis, :]
-    gone = ~same.any(axis=1) & ~np.isnan(old_price)
-    kept = (same & (qty[:, :, np.newaxis] == old_qty[:, np.newaxis, :])).any(axis=2)
-    changed = ~kept & ~np.isnan(price)
+    absent, was_absent = np.isnan(price), np.isnan(old_price)
+    gone, changed = np.zeros_like(absent), (qty != old_qty) & ~absent
+    shifted = ((price != old_price) & ~(absent & was_absent)).any(axis=1).nonzero()[0]
+    same = price[shifted][:, :, np.newaxis] == old_price[shifted][:, np.newaxis, :]
+    kept = (same & (qty[shifted][:, :, np.newaxis] == old_qty[shifted][:, np.newaxis, :])).any(axis=2)
+    gone[shifted] = ~same.any(axis=1) & ~was_absent[shifted]
+    changed[shifted] = ~kept & ~absent[shifted]
     return [
         _rows(records[moved], sign, gone, old_price, np.zeros_like(old_qty)),
         _rows(records[moved], sign, changed, price, qty),

@@ -173,12 +173,9 @@ def _decoded(path: Path) -> None:
 _QUOTE = ((60_000 * 10**9, 5), (60_001 * 10**9, 7))
 _TOP = b"".join(dbn_files.top(1_000, *_QUOTE, action=action, side="B") for action in "AAAAACCCCT")
 _ORDER = b"".join(dbn_files.order(1_000, action, 5, 10**9, 3) for action in "AACCACACTF")
-_TEN = [
-    dbn_files.ten(
-        1_000, [((60_000 - k) * 10**9, k + size) for k in range(10)], [((60_001 + k) * 10**9, 9) for k in range(10)]
-    )
-    for size in (1, 2)
-]
+_ASKS = [((60_001 + k) * 10**9, 9) for k in range(10)]
+_BIDS = [((60_000 - k) * 10**9, 9) for k in range(1, 10)]
+_TEN = b"".join(dbn_files.ten(1_000, [(60_000 * 10**9, size), *_BIDS], _ASKS) for size in (1, 2))
 
 PYARROW = ("pyarrow.csv alone", _pyarrow)
 SUMMED = ("limit, numpy summing up the file", _summed)
@@ -195,7 +192,7 @@ READ = [
     Input("DBN trades", _dbn(0, dbn_files.trade(1_000, 10**9, 3), 2 * ROWS), SUMMED, 5_000_000),
     Input("DBN mbp-1", _dbn(1, _TOP, 2 * ROWS), SUMMED, 5_000_000),
     Input("DBN mbo", _dbn(160, _ORDER, 2 * ROWS), SUMMED, 5_000_000),
-    Input("DBN mbp-10", _dbn(10, b"".join(_TEN), ROWS // 4), SUMMED, 5_000_000),
+    Input("DBN mbp-10, a row a record", _dbn(10, _TEN, ROWS // 2), SUMMED, 5_000_000),
 ]
 
 
