@@ -95,3 +95,16 @@ class ProtocolViolation(Exception):
 
 class ConfigError(Exception):
     """A setting or an argument that its author has to change; the text names it and what is allowed."""
+
+
+class JournalError(Exception):
+    """The journal of orders cannot be opened, or what was to be written may not be on disk; the text says what to do.
+
+    Attributes:
+        retryable: Whether opening it again may succeed a little later: the disk was full or failed, or another
+            process has the file.
+    """
+
+    def __init__(self, text: str, *, retryable: bool = False) -> None:
+        super().__init__(text)
+        self.retryable = retryable
