@@ -14,8 +14,11 @@ import trio
 from feeds.instruments import Instrument, Instruments
 from feeds.records import BUY, CLEAR, LAST, MISSING, NO_SIDE, SELL, SET, SNAPSHOT, Batch, Levels, Marker, Quotes, Trades
 from ticker.app import build_market
+from ticker.config import Options
 from ticker.history import HistoryOptions
 from ticker.market import Market
+from ticker.orders.journal import Journal
+from ticker.orders.options import OrdersOptions
 from ticker.outbox import Outbox
 
 #: 2026-01-02T09:04:31Z
@@ -183,7 +186,22 @@ def frames(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 def open_market(instruments: Instruments = INSTRUMENTS, options: HistoryOptions | None = None) -> Market:
     """A market with nothing in it yet."""
-    return build_market(ScriptedFeed(instruments), trio.Event(), options or HistoryOptions())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ticker.app.Journal", Disk)
+        return build_market(ScriptedFeed(instruments), trio.Event(), in_memory(options or HistoryOptions()))
+
+
+class Disk(Journal):
+    """A journal without a thread: virtual time would not wait for one."""
+
+    async def _in_thread(self, work: Any, *args: Any) -> Any:
+        await trio.lowlevel.checkpoint()
+        return work(*args)
+
+
+def in_memory(history: HistoryOptions) -> Options:
+    """Options of a market whose orders end with the test."""
+    return Options(history=history, orders=OrdersOptions(journal=":memory:"))
 
 
 def open_outbox() -> tuple[FakeWire, Outbox]:

@@ -96,28 +96,6 @@ class UpdateParams(msgspec.Struct, frozen=True):
     interval_ms: int
 
 
-class AddOrderParams(msgspec.Struct, frozen=True):
-    """Parameters of ``add_order``."""
-
-    #: Fields that are JSON numbers; msgspec would also read a decimal from a string.
-    NUMBERS: ClassVar[tuple[str, ...]] = ("order_qty", "limit_price")
-
-    order_type: Literal["limit", "market"]
-    side: Literal["buy", "sell"]
-    symbol: str
-    order_qty: Decimal
-    limit_price: Decimal | UnsetType = UNSET
-    time_in_force: Literal["gtc", "ioc"] = "gtc"
-    cl_ord_id: str | UnsetType = UNSET
-
-
-class CancelOrderParams(msgspec.Struct, frozen=True):
-    """Parameters of ``cancel_order``: orders by either kind of id."""
-
-    order_id: list[str] = []
-    cl_ord_id: list[str] = []
-
-
 class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The answer to a request; a subscribe has one per symbol.
 
@@ -132,7 +110,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     method: str | UnsetType = UNSET
-    result: dict[str, Any] | UnsetType = UNSET
+    result: Any = UNSET
     error: str | UnsetType = UNSET
     symbol: str | UnsetType = UNSET
     success: bool | UnsetType = UNSET
@@ -159,6 +137,7 @@ class StatusRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         reconnect_after_ms: Before a planned stop: when it is worth coming back.
         epoch: Native profile: the present numbering.
         limits: Native profile: what one connection may do.
+        orders: Native profile: whether orders outlive the server: ``durable``, ``memory`` or ``unavailable``.
     """
 
     system: Literal["online", "maintenance"]
@@ -169,6 +148,7 @@ class StatusRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reconnect_after_ms: int | UnsetType = UNSET
     epoch: str | UnsetType = UNSET
     limits: dict[str, Any] | UnsetType = UNSET
+    orders: str | UnsetType = UNSET
 
 
 class NativeHeartbeat(msgspec.Struct, frozen=True, kw_only=True):

@@ -425,7 +425,7 @@ class Gateway:
     # Who the caller is
 
     def account(self, caller: Client, token: str | UnsetType, scope: Scope) -> str:
-        """Return the account of a session: that of the first token it has shown, in its header or in a request.
+        """Return the account of a session: that of the last token it has shown, in its header or in a request.
 
         Raises:
             RequestError: A token gives nothing, gives another account, or not what is asked for.
@@ -437,8 +437,8 @@ class Gateway:
             grant = self._accounts.grant(caller.bearer if token is UNSET else token)
             if bound is not None and bound.account != grant.account:
                 raise RequestError("EAPI:Invalid key: another account's", Code.INVALID_TOKEN, field="token")
+            self._grants[caller] = grant
             if bound is None:
-                self._grants[caller] = grant
                 self._switches.returned(grant.account)
         grant.check(scope)
         if scope == "trade":
@@ -526,9 +526,17 @@ class Gateway:
         self._arrivals.pop(client, None)
 
     def _lost(self, client: Client, account: str, *, clean: bool) -> None:
+        self._readers.forget(client)
         grace, keys = self._connections.pop(client, (0.0, set()))
         if keys and not clean:
             self._switches.lost(account, client, grace, frozenset(keys))
+
+    @property
+    def durability(self) -> str:
+        """What becomes of orders when the server ends: they are ``durable``, in ``memory``, or ``unavailable`` now."""
+        if self._exchange is None:
+            return "unavailable"
+        return "durable" if self._journal.durable else "memory"
 
     def statistics(self) -> GatewayStatistics:
         """Return the counts so far."""

@@ -49,11 +49,11 @@ LOG_BYTES: Final = 4 << 20
 _SCHEMA: Final = f"""
     PRAGMA journal_mode = WAL;
     BEGIN;
-    CREATE TABLE journal (version INTEGER, head INTEGER, chain BLOB);
+    CREATE TABLE journal (version INTEGER, head INTEGER, chain BLOB, identity BLOB);
     CREATE TABLE events (seq INTEGER PRIMARY KEY, payloads BLOB, chain BLOB);
     CREATE TABLE snapshot (seq INTEGER, chain BLOB, payload BLOB, digest BLOB);
     CREATE TRIGGER head AFTER INSERT ON events BEGIN UPDATE journal SET head = NEW.seq, chain = NEW.chain; END;
-    INSERT INTO journal VALUES ({VERSION}, 0, x'{GENESIS.hex()}');
+    INSERT INTO journal VALUES ({VERSION}, 0, x'{GENESIS.hex()}', randomblob(8));
     COMMIT;
 """
 # An exclusive lock keeps other processes out for as long as the file is open. Without SQLite's own checkpoints a log
@@ -126,6 +126,16 @@ class Journal(trio.abc.AsyncResource):
         """The digest over all events up to :attr:`head` since the journal was made, 32 bytes."""
         return self._database.end[1]
 
+    @property
+    def durable(self) -> bool:
+        """Whether it outlives the process."""
+        return self._database.path != MEMORY
+
+    @property
+    def identity(self) -> str:
+        """Names this journal: 16 hexadecimal digits, drawn when it was made; its events do not depend on them."""
+        return self._database.identity
+
     async def append(self, payloads: Sequence[bytes]) -> None:
         """Write a group of events; all or none of them are in the journal. Returns when they are on disk.
 
@@ -172,14 +182,16 @@ class _Database:
 
     Attributes:
         end: Number of the last event, and the digest after it.
+        identity: Random, from when the file was made.
     """
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        self.path = path
         self._log = Path(f"{path}-wal")
         self._connection: sqlite3.Connection | None = None
         self._writable = False
         self.end = 0, GENESIS
+        self.identity = ""
 
     def open(self) -> Recovered:
         self.close()
@@ -196,13 +208,13 @@ class _Database:
         return recovered
 
     def _connected(self) -> sqlite3.Connection:
-        if self._path == MEMORY:
+        if self.path == MEMORY:
             db = _connect(MEMORY)
             db.executescript(_SCHEMA)
             return db
-        if not os.path.lexists(self._path):
-            _create(Path(self._path))
-        return _connect(self._path)
+        if not os.path.lexists(self.path):
+            _create(Path(self.path))
+        return _connect(self.path)
 
     def close(self) -> None:
         connection, self._connection, self._writable = self._connection, None, False
@@ -231,11 +243,11 @@ class _Database:
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """Give out the connection, and let nobody write any more if anything goes wrong with it."""
         if not self._writable or self._connection is None:
-            raise JournalError(f"{self._path} is closed, or has failed: open it again first", retryable=True)
+            raise JournalError(f"{self.path} is closed, or has failed: open it again first", retryable=True)
         self._writable = False
         with self._translated():
             yield self._connection
-            if self._path != MEMORY and self._log.stat().st_size > LOG_BYTES:
+            if self.path != MEMORY and self._log.stat().st_size > LOG_BYTES:
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._writable = True
 
@@ -246,7 +258,7 @@ class _Database:
         versions = db.execute("SELECT version FROM journal").fetchall()
         if len(versions) == 1 and isinstance(versions[0][0], int) and versions[0][0] > VERSION:
             raise JournalError(
-                f"{self._path} has version {versions[0][0]}, and this program reads up to {VERSION}: "
+                f"{self.path} has version {versions[0][0]}, and this program reads up to {VERSION}: "
                 "start a newer one, or name another file"
             )
         if versions != [(VERSION,)]:
@@ -272,9 +284,10 @@ class _Database:
         """Return what is in the file, all of it checked."""
         seq, chain, snapshot = self._read_snapshot(db)
         seq, chain, events = self._read_events(db, seq, chain)
-        if [(seq, chain)] != db.execute("SELECT head, chain FROM journal").fetchall():
+        noted = db.execute("SELECT head, chain, identity FROM journal").fetchall()
+        if [(seq, chain)] != [note[:2] for note in noted] or not isinstance(noted[0][2], bytes):
             raise self._damaged(f"event {seq + 1}")
-        self.end = seq, chain
+        self.end, self.identity = (seq, chain), noted[0][2].hex()
         return Recovered(snapshot, events)
 
     def _read_snapshot(self, db: sqlite3.Connection) -> tuple[int, bytes, bytes | None]:
@@ -316,24 +329,24 @@ class _Database:
         except UnicodeDecodeError as error:  # of SQLite's message about a damaged name
             raise self._damaged("the file") from error
         except OSError as error:
-            raise JournalError(f"{self._path}: {error}", retryable=error.errno in _RETRYABLE_OS) from error
+            raise JournalError(f"{self.path}: {error}", retryable=error.errno in _RETRYABLE_OS) from error
 
     def _translation(self, error: sqlite3.DatabaseError, what: str) -> JournalError:
         code = getattr(error, "sqlite_errorcode", None)
         if code is None:
             raise error  # not the file's fault but a defect
         if code & 0xFF == sqlite3.SQLITE_BUSY:
-            text = f"{self._path} is used by another process: stop that one, or name another file"
+            text = f"{self.path} is used by another process: stop that one, or name another file"
             return JournalError(text, retryable=True)
         if code & 0xFF in _RETRYABLE:
             return JournalError(
-                f"{self._path} cannot be read or written: {error} ({error.sqlite_errorname})", retryable=True
+                f"{self.path} cannot be read or written: {error} ({error.sqlite_errorname})", retryable=True
             )
         return self._damaged(f"{what} ({error})")
 
     def _damaged(self, what: str) -> JournalError:
         return JournalError(
-            f"{self._path} is damaged, or no journal: {what}. Nothing of it was used: restore a copy, or move it away "
+            f"{self.path} is damaged, or no journal: {what}. Nothing of it was used: restore a copy, or move it away "
             "to begin anew"
         )
 

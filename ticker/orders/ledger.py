@@ -90,6 +90,12 @@ class Account(msgspec.Struct, array_like=True):
         """Return what it can still spend of an asset."""
         return self.balances.get(asset, 0) - self.held.get(asset, 0)
 
+    def hold(self, asset: str, more: int) -> None:
+        """Hold more of an asset, or less where it is negative."""
+        self.held[asset] = self.held.get(asset, 0) + more
+        if not self.held[asset]:
+            del self.held[asset]
+
     def position(self, symbol: str) -> Position:
         """Return its position, which may be nothing."""
         return self.positions.get(symbol) or Position()
@@ -282,7 +288,7 @@ class Ledger:
         holding = self.holding(order)
         if holding != order.held:
             asset = self.spends(order.terms.symbol, order.terms.side)
-            account.held[asset] = account.held.get(asset, 0) + holding - order.held
+            account.hold(asset, holding - order.held)
             order.held = holding
 
     def _forget(self) -> None:
@@ -322,7 +328,7 @@ class Ledger:
             self._enter(order)
             if order.held:
                 account, asset = self.accounts[order.account], self.spends(order.terms.symbol, order.terms.side)
-                account.held[asset] = account.held.get(asset, 0) + order.held
+                account.hold(asset, order.held)
         self.last_key, self.fills = state.last_key, state.fills
 
 

@@ -63,6 +63,11 @@ class LatencyOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     jitter_ms: Annotated[float, msgspec.Meta(ge=0, le=60_000)] = 0.0
     seed: int = 0
 
+    @property
+    def delays(self) -> bool:
+        """Whether there is any."""
+        return self.fixed_ms + self.jitter_ms > 0
+
 
 class UniformLatency:
     """A fixed delay and a uniform part on top; a :class:`LatencyModel`."""

@@ -25,7 +25,7 @@ class Authorized(msgspec.Struct, frozen=True, kw_only=True):
     """What every private request has.
 
     Attributes:
-        token: Says which account; a session keeps the first one.
+        token: Says which account; where it is left out, the last one that the session has shown counts.
     """
 
     token: str | UnsetType = UNSET
@@ -63,9 +63,10 @@ class OrderParams(msgspec.Struct, frozen=True, kw_only=True):
     conditional: Any = UNSET
 
 
-class AddOrderParams(OrderParams, Authorized, frozen=True, kw_only=True):
+class AddOrderParams(OrderParams, frozen=True, kw_only=True):
     """Parameters of ``add_order``."""
 
+    token: str | UnsetType = UNSET
     symbol: str
     deadline: str | UnsetType = UNSET
     ttl_ms: Positive | UnsetType = UNSET

@@ -1,15 +1,15 @@
 """The private channels: who reads what of which account, and what they are told.
 
 ``executions`` numbers its messages by account for good, one report each, so a client that returns says the last number
-that it knows and gets exactly the rest, or a snapshot. ``balances`` and ``positions`` number theirs by account while
-the server runs. Nothing here is ever left out: a reader that takes nothing is closed by its outbox. Messages are made
+that it knows and gets exactly the rest, or a snapshot. ``balances`` and ``positions`` number theirs by subscription.
+Nothing here is ever left out: a reader that takes nothing is closed by its outbox. Messages are made
 here and sent by somebody else, once what they tell is on disk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -33,7 +33,7 @@ class PrivateMessage(Message, frozen=True, kw_only=True):
     """A message of a private channel.
 
     Attributes:
-        sequence: Contiguous by account and channel.
+        sequence: Contiguous: of executions by account, of the others by subscription.
         epoch: Native profile, in snapshots: what the numbers belong to.
     """
 
@@ -81,7 +81,7 @@ class Readers:
         self._printer = Printer(self._ledger)
         self._readers: dict[tuple[str, str], dict[Client, Interest]] = {}
         self._channels: dict[Client, dict[str, str]] = {}
-        self._sequences: dict[tuple[str, str], int] = {}
+        self._sequences: dict[tuple[Client, str], int] = {}
         self._marks: dict[tuple[str, str], int] = {}
 
     def read(self, ledger: Ledger, epoch: str) -> None:
@@ -118,11 +118,13 @@ class Readers:
         if account is None:
             raise RequestError("Subscription Not Found", Code.NOT_SUBSCRIBED)
         del self._readers[account, channel][reader]
+        self._sequences.pop((reader, channel), None)
 
     def forget(self, reader: Client) -> None:
         """Stop telling somebody anything."""
-        for channel, account in self._channels.pop(reader, {}).items():
-            del self._readers[account, channel][reader]
+        for channel in list(self._channels.get(reader, {})):
+            self.remove(reader, channel)
+        self._channels.pop(reader, None)
 
     # What a newcomer is told
 
@@ -134,8 +136,7 @@ class Readers:
             missed = self._ledger.recent(account, resume.after) if isinstance(resume.after, int) else None
             if missed is not None:
                 return [self._executed(report, native=reader.native) for report in missed], True
-        rows = self._snapshot(account, channel, interest, native=reader.native)
-        return [self._message(account, channel, "snapshot", rows, native=reader.native)], False
+        return [self._opening(reader, account, channel, interest)], False
 
     def _snapshot(self, account: str, channel: str, interest: Interest, *, native: bool) -> list[Row]:
         ledger, ts = self._ledger, self._history.ts
@@ -155,11 +156,11 @@ class Readers:
     def tell(self, reports: list[Report]) -> list[Letter]:
         """Return what readers are told of what happened to orders, and of what that did to balances and positions."""
         letters = [letter for report in reports for letter in self._of_execution(report)]
-        fills = [report for report in reports if report.exec_type == "trade"]
         for account in dict.fromkeys(report.account for report in reports):
-            symbols = dict.fromkeys(report.terms.symbol for report in fills if report.account == account)
-            if symbols:
-                letters += self._of_balances(account, symbols) + self._of_positions(account, symbols)
+            own = [report for report in reports if report.account == account]
+            filled = dict.fromkeys(report.terms.symbol for report in own if report.exec_type == "trade")
+            letters += self._of_balances(account, filled, dict.fromkeys(report.terms.symbol for report in own))
+            letters += self._of_positions(account, filled)
         return letters
 
     def _of_execution(self, report: Report) -> Iterator[Letter]:
@@ -174,30 +175,39 @@ class Readers:
         row = self._printer.execution(report, native=native)
         return PrivateMessage(channel="executions", type="update", data=[row], sequence=report.sequence)
 
-    def _of_balances(self, account: str, symbols: Iterable[str]) -> list[Letter]:
-        if not self._readers.get((account, "balances")):
+    def _of_balances(self, account: str, filled: Iterable[str], touched: Iterable[str]) -> list[Letter]:
+        """Native readers are also told when only what is held for open orders has changed."""
+        readers, state = self._readers.get((account, "balances")), self._ledger.accounts[account]
+        if not readers:
             return []
-        listed, state = self._ledger.listed, self._ledger.accounts[account]
-        assets = dict.fromkeys(asset for s in symbols for asset in (listed[s].base, listed[s].quote))
         rows = {
-            native: [self._printer.balance(asset, state, native=native) for asset in assets] for native in (False, True)
+            native: [self._printer.balance(asset, state, native=native) for asset in self._assets(symbols)]
+            for native, symbols in ((False, filled), (True, touched))
         }
-        return self._published(account, "balances", rows)
+        return [self._update(reader, "balances", rows[reader.native]) for reader in readers if rows[reader.native]]
+
+    def _assets(self, symbols: Iterable[str]) -> list[str]:
+        listed = self._ledger.listed
+        return list(dict.fromkeys(asset for s in symbols for asset in (listed[s].base, listed[s].quote)))
 
     def _of_positions(self, account: str, symbols: Iterable[str]) -> list[Letter]:
-        if not self._readers.get((account, "positions")):
+        readers = self._readers.get((account, "positions"))
+        if not readers:
             return []
         rows = [self._position_row(account, symbol) for symbol in symbols]
-        return self._published(account, "positions", {True: rows})
+        return [self._update(reader, "positions", rows) for reader in readers if rows]
+
+    def _update(self, reader: Client, channel: str, rows: list[Row]) -> Letter:
+        self._sequences[reader, channel] += 1
+        sequence = self._sequences[reader, channel]
+        return Letter(reader, PrivateMessage(channel=channel, type="update", data=rows, sequence=sequence))
 
     def refresh(self) -> list[Letter]:
         """Return a snapshot for every reader: what it was told may not be so."""
         letters = []
         for (account, channel), readers in self._readers.items():
             for reader, interest in readers.items():
-                rows = self._snapshot(account, channel, interest, native=reader.native)
-                message = self._message(account, channel, "snapshot", rows, native=reader.native)
-                letters.append(Letter(reader, message))
+                letters.append(Letter(reader, self._opening(reader, account, channel, interest)))
         return letters
 
     def revalue(self) -> list[Letter]:
@@ -212,8 +222,7 @@ class Readers:
                 for symbol, position in positions
                 if position.qty and self._mark(symbol) != self._marks.get((account, symbol))
             ]
-            if rows:
-                letters += self._published(account, channel, {True: rows})
+            letters += [self._update(reader, channel, rows) for reader in readers if rows]
         return letters
 
     def _position_row(self, account: str, symbol: str) -> Row:
@@ -227,19 +236,11 @@ class Readers:
         last = int(self._history.day.last_px[self._history.instruments.id_of(symbol)])
         return None if last == MISSING else last
 
-    def _published(self, account: str, channel: str, rows: dict[bool, list[Row]]) -> list[Letter]:
-        self._sequences[account, channel] = self._sequences.get((account, channel), 0) + 1
-        return [
-            Letter(reader, self._message(account, channel, "update", rows[reader.native], native=reader.native))
-            for reader in self._readers[account, channel]
-        ]
-
-    def _message(
-        self, account: str, channel: str, kind: Literal["snapshot", "update"], rows: list[Row], *, native: bool
-    ) -> Message:
+    def _opening(self, reader: Client, account: str, channel: str, interest: Interest) -> Message:
+        rows = self._snapshot(account, channel, interest, native=reader.native)
         if channel == "executions":
             sequence = self._ledger.accounts[account].reports
         else:
-            sequence = self._sequences.get((account, channel), 0)
-        epoch: Any = self.epoch if native and kind == "snapshot" else msgspec.UNSET
-        return PrivateMessage(channel=channel, type=kind, data=rows, sequence=sequence, epoch=epoch)
+            sequence = self._sequences[reader, channel] = self._sequences.get((reader, channel), 0) + 1
+        epoch = self.epoch if reader.native else msgspec.UNSET
+        return PrivateMessage(channel=channel, type="snapshot", data=rows, sequence=sequence, epoch=epoch)
