@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -105,8 +104,8 @@ class Pit:
             return error.code
         raise AssertionError("it was not refused")
 
-    def owns(self, asset: str, account: str = "a") -> Decimal:
-        return Decimal(self.exchange.ledger.accounts[account].balances[asset]) / 10**DIGITS
+    def owns(self, asset: str, account: str = "a") -> Fraction:
+        return Fraction(self.exchange.ledger.accounts[account].balances[asset], 10**DIGITS)
 
     def held(self, asset: str, account: str = "a") -> Fraction:
         return Fraction(self.exchange.ledger.accounts[account].held.get(asset, 0), 10**DIGITS)

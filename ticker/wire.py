@@ -215,12 +215,13 @@ def params_of(request: Request, kind: type[_Params]) -> _Params:
     Raises:
         RequestError: A field is missing or has the wrong type; the text names it.
     """
-    words = getattr(kind, "WORDS", {})
-    given = {
-        field: value
-        for field, value in (request.params or {}).items()
-        if field not in words or not isinstance(value, str) or value in words[field]
-    }
+    given, words = request.params or {}, getattr(kind, "WORDS", {})
+    if words:
+        given = {
+            field: value
+            for field, value in given.items()
+            if field not in words or not isinstance(value, str) or value in words[field]
+        }
     for field in getattr(kind, "NUMBERS", ()):
         if isinstance(given.get(field), str):
             text = f"{request.method}: Expected a number, got `str` - at `$.{field}`"
@@ -237,9 +238,7 @@ def _loads(text: str) -> Any:  # noqa: ANN401 - JSON
     if _depth_over(text, MAX_DEPTH):
         raise RequestError(f"JSON deeper than {MAX_DEPTH}", Code.INVALID_JSON)
     try:
-        value = json.loads(
-            text, parse_float=_number, parse_int=_integer, parse_constant=_constant, object_pairs_hook=_unique
-        )
+        value = _STRICT.decode(text)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
@@ -300,3 +299,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         raise ValueError("an object has a key twice")
     return value
+
+
+#: Made once: json.loads would make one for every request.
+_STRICT: Final = json.JSONDecoder(
+    parse_float=_number, parse_int=_integer, parse_constant=_constant, object_pairs_hook=_unique
+)

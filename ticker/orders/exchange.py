@@ -36,7 +36,7 @@ from ticker.orders.events import (
 from ticker.orders.ledger import Ledger
 from ticker.orders.models import FeeModel, MakerTaker
 from ticker.orders.order import Order, Report, Terms
-from ticker.orders.risk import Risk
+from ticker.orders.risk import Risk, Walk
 from ticker.orders.stops import Stops
 
 
@@ -45,7 +45,7 @@ class Wanted(NamedTuple):
 
     Attributes:
         terms: What it asks for.
-        body: Digest of the request.
+        body: Digest of the request; empty where it has no ``cl_ord_id`` to be known by.
     """
 
     terms: Terms
@@ -146,8 +146,9 @@ class Exchange:
         known = self._known(account, wanted, idempotent=idempotent)
         if known is not None:
             return known, True
-        self._risk.admit(account, wanted.terms, self._walk(account, wanted.terms), Counter())
-        return self._enter(account, wanted), False
+        walk = self._walk(account, wanted.terms)
+        self._risk.admit(account, wanted.terms, walk, Counter())
+        return self._enter(account, wanted, walk), False
 
     def place_all(self, account: str, batch: Sequence[Wanted], *, idempotent: bool) -> list[tuple[Order, bool]]:
         """Enter several orders, in order, or none of them; otherwise as :meth:`place`.
@@ -317,18 +318,19 @@ class Exchange:
             return order
         raise RequestError("EOrder:Duplicate cl_ord_id", Code.DUPLICATE_CL_ORD_ID, field="cl_ord_id")
 
-    def _walk(self, account: str, terms: Terms, qty: int | None = None) -> list[tuple[int, int]]:
+    def _walk(self, account: str, terms: Terms, qty: int | None = None) -> Walk:
         if terms.trigger is not None:
             return []
         instrument, owner = self._history.instruments.id_of(terms.symbol), self._owners[account]
         return self._venue.walk(instrument, terms.side, terms.limit, terms.qty if qty is None else qty, owner)
 
-    def _enter(self, account: str, wanted: Wanted) -> Order:
+    def _enter(self, account: str, wanted: Wanted, walk: Walk | None = None) -> Order:
+        """Accept an order; ``walk`` is what it would trade now, if that is known."""
         key = self.ledger.last_key + 1
         self._happen(Placed(self.now, key, account, wanted.terms, wanted.body, self._fees[account].worst_ppm))
         order = self.ledger.orders[key]
         self._note(order)
-        self._start(order)
+        self._start(order, walk)
         return order
 
     def _note(self, order: Order) -> None:
@@ -338,12 +340,12 @@ class Exchange:
         if order.terms.reduce_only:
             self._reducing.setdefault((order.account, order.terms.symbol), set()).add(order.key)
 
-    def _start(self, order: Order) -> None:
+    def _start(self, order: Order, walk: Walk | None = None) -> None:
         """Have an order that is new to the market wait for its price, or trade."""
         if order.waits:
             self._await(order)
         else:
-            self._work(order)
+            self._work(order, walk)
 
     def _await(self, order: Order) -> None:
         terms, instrument = order.terms, self._instrument(order)
@@ -357,10 +359,11 @@ class Exchange:
         else:
             self._stops.add(order.key, instrument, terms.trigger, upwards=upwards)
 
-    def _work(self, order: Order) -> None:
+    def _work(self, order: Order, walk: Walk | None = None) -> None:
         """Have an order trade what it can, and rest if it may."""
         terms = order.terms
-        walk = self._walk_of(order)
+        if walk is None:
+            walk = self._walk_of(order)
         if terms.time_in_force == "fok" and sum(qty for _, qty in walk) < order.leaves_qty:
             self._end(order, "fok")
         elif terms.post_only and walk:  # a batch before it, or a trigger, has brought the market to it
@@ -375,7 +378,7 @@ class Exchange:
             )  # fmt: skip
             self._settle(order, self._venue.enter(entry))
 
-    def _walk_of(self, order: Order) -> list[tuple[int, int]]:
+    def _walk_of(self, order: Order) -> Walk:
         terms, owner = order.terms, self._owners[order.account]
         return self._venue.walk(self._instrument(order), terms.side, terms.limit, order.leaves_qty, owner)
 

@@ -30,7 +30,7 @@ from ticker.orders.events import (
 from ticker.orders.order import ExecType, Order, Report
 
 #: Decimals of every amount of money.
-DIGITS: Final = 18
+DIGITS: Final = 30
 #: How many reports of an account are kept for a client that returns, and how many fills for a snapshot.
 KEPT_REPORTS: Final = 10_000
 KEPT_FILLS: Final = 50
@@ -131,6 +131,7 @@ class Ledger:
         self._by_client_id: dict[tuple[str, str], int] = {}
         self._recent: dict[str, deque[Report]] = {}
         self._last_fills: dict[str, deque[Report]] = {}
+        self._scales: dict[str, tuple[int, int]] = {}  # by symbol: units of base in a lot, of quote in a tick times lot
         self.listed: dict[str, Listed] = {}
         self.accounts: dict[str, Account] = {}
         self.orders: dict[int, Order] = {}
@@ -162,12 +163,11 @@ class Ledger:
 
     def base_units(self, symbol: str, lots: int) -> int:
         """Return a quantity as an amount of the base asset."""
-        return int(lots * 10 ** (DIGITS - self.listed[symbol].qty_precision))
+        return lots * self._scales[symbol][0]
 
     def quote_units(self, symbol: str, cost: int) -> int:
         """Return ticks times lots as an amount of the quote asset."""
-        listed = self.listed[symbol]
-        return int(cost * 10 ** (DIGITS - listed.price_precision - listed.qty_precision))
+        return cost * self._scales[symbol][1]
 
     def spends(self, symbol: str, side: int) -> str:
         """Return the asset that an order of a side spends."""
@@ -211,13 +211,18 @@ class Ledger:
                 order.advance("trigger")
                 return self._report(order, "status", event.ts)
             case Listed():
-                self.listed[event.symbol] = event
+                self._list(event)
             case Opened():
                 balances = {asset: units_of(amount) for asset, amount in event.balances.items()}
                 self._open(Account(event.account, balances, {}, {}, {}))
             case Halted():
                 self.accounts[event.account].halted = event.halted
         return []
+
+    def _list(self, listed: Listed) -> None:
+        self.listed[listed.symbol] = listed
+        base = 10 ** (DIGITS - listed.qty_precision)
+        self._scales[listed.symbol] = base, 10 ** (DIGITS - listed.price_precision - listed.qty_precision)
 
     def _open(self, account: Account) -> None:
         self.accounts[account.name] = account
@@ -319,7 +324,8 @@ class Ledger:
             msgspec.MsgspecError: It is not one.
         """
         state = msgspec.msgpack.decode(snapshot, type=_State)
-        self.listed = {listed.symbol: listed for listed in state.listed}
+        for listed in state.listed:
+            self._list(listed)
         for name, balances, positions, reports, halted in state.accounts:
             units = {asset: units_of(amount) for asset, amount in balances.items()}
             self._open(Account(name, units, {}, positions, {}, reports, halted))

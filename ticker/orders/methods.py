@@ -93,7 +93,8 @@ class Methods:
             "cancel_all": self._cancel_all,
             "cancel_all_orders_after": self._cancel_after,
         }
-        self._native: dict[str, Callable[[Client, Request], Work]] = {
+        self._plain = list(self._methods)
+        self._methods |= {
             "order_status": self._order_status,
             "cancel_on_disconnect": self._cancel_on_disconnect,
             "kill_switch": self._kill_switch,
@@ -101,7 +102,7 @@ class Methods:
 
     def names(self, *, native: bool) -> list[str]:
         """Return the methods that there are for plain or native clients."""
-        return [*self._methods, *(self._native if native else ())]
+        return list(self._methods) if native else self._plain
 
     def read(self, caller: Client, request: Request) -> Work:
         """Return the work that a request asks for.
@@ -109,7 +110,7 @@ class Methods:
         Raises:
             RequestError: It is malformed, or its token gives nothing.
         """
-        return (self._methods | self._native)[request.method](caller, request)
+        return self._methods[request.method](caller, request)
 
     # Entering
 

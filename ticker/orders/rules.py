@@ -73,7 +73,8 @@ def wanted_of(params: OrderParams, symbol: str, listings: Listings, now_ns: int)
         cl_ord_id=_cl_ord_id(params.cl_ord_id),
         userref=None if params.order_userref is UNSET else params.order_userref,
     )
-    return Wanted(terms, hashlib.sha256(_TERMS.encode(terms)).hexdigest()[:16])
+    body = hashlib.sha256(_TERMS.encode(terms)).hexdigest()[:16] if terms.cl_ord_id else ""
+    return Wanted(terms, body)
 
 
 def change_of(params: AmendParams, instrument: Instrument) -> Change:
