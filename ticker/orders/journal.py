@@ -52,14 +52,22 @@ _SCHEMA: Final = f"""
     CREATE TABLE journal (version INTEGER, head INTEGER, chain BLOB);
     CREATE TABLE events (seq INTEGER PRIMARY KEY, payloads BLOB, chain BLOB);
     CREATE TABLE snapshot (seq INTEGER, chain BLOB, payload BLOB, digest BLOB);
-    CREATE TRIGGER head AFTER INSERT ON events BEGIN UPDATE journal SET head = NEW.seq, chain = NEW.chain; END;
     INSERT INTO journal VALUES ({VERSION}, 0, x'{GENESIS.hex()}');
     COMMIT;
 """
 # An exclusive lock keeps other processes out for as long as the file is open. Without SQLite's own checkpoints a log
-# holds nothing but groups in order, which is what _Database.open relies on. fullfsync: fsync alone does not reach the
-# disk on macOS.
-_SETTINGS: Final = ("locking_mode = EXCLUSIVE", "synchronous = FULL", "wal_autocheckpoint = 0", "fullfsync = ON")
+# holds nothing but groups in order, which is what _ends_at relies on. fullfsync: on macOS fsync alone does not reach
+# the disk. The trigger is temporary, that is, not in the file, where it could be damaged.
+_SETTINGS: Final = (
+    "PRAGMA locking_mode = EXCLUSIVE",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA fullfsync = ON",
+    "PRAGMA wal_autocheckpoint = 0",
+    "PRAGMA temp_store = MEMORY",
+)
+_TRIGGER: Final = """
+    CREATE TEMP TRIGGER head AFTER INSERT ON events BEGIN UPDATE journal SET head = NEW.seq, chain = NEW.chain; END
+"""
 _RETRYABLE: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN)
 _RETRYABLE_OS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _LOG_HEADER, _FRAME_HEADER = 32, 24  # https://www.sqlite.org/walformat.html
@@ -242,7 +250,7 @@ class _Database:
     def _check_version(self, db: sqlite3.Connection) -> None:
         """Look whether it is a journal at all before anything touches it."""
         for setting in _SETTINGS:
-            db.execute(f"PRAGMA {setting}")
+            db.execute(setting)
         versions = db.execute("SELECT version FROM journal").fetchall()
         if len(versions) == 1 and isinstance(versions[0][0], int) and versions[0][0] > VERSION:
             raise JournalError(
@@ -252,6 +260,7 @@ class _Database:
         if versions != [(VERSION,)]:
             raise self._damaged("its version")
         db.execute("PRAGMA journal_mode = WAL")  # as it was made; a damaged header may say otherwise
+        db.execute(_TRIGGER)
 
     def _take_over_log(self, db: sqlite3.Connection) -> None:
         """Move what a crash has left in the write-ahead log into the file, unless SQLite does not see all of it."""
