@@ -34,6 +34,11 @@ def path(tmp_path):
     return tmp_path / "data" / "orders.journal"
 
 
+def leave_out_syncs(patch: pytest.MonkeyPatch) -> None:
+    """They change no byte, and take most of the time where a journal is opened hundreds of times."""
+    patch.setattr(module, "_SETTINGS", (*module._SETTINGS, "PRAGMA synchronous = OFF"))
+
+
 def chain_of(events: list[bytes]) -> bytes:
     digest = GENESIS
     for event in events:
@@ -186,6 +191,14 @@ async def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     assert "file" in str(await refusal(tmp_path / "file" / "orders.journal"))
 
 
+async def test_a_file_that_can_only_be_read_is_refused_at_once(path):
+    await write(path, GROUPS)
+    with path.open("r+b") as file:  # root may write whatever the mode says; this is the format's own way to forbid it
+        file.seek(18)
+        file.write(b"\x03")
+    assert "readonly" in str(await refusal(path))
+
+
 @pytest.mark.parametrize(
     ("change", "names"),
     [
@@ -236,8 +249,8 @@ class Image:
         """Return the events after the snapshot, None if the journal is refused."""
         for file, before in {**self.files, changed: content}.items():
             file.write_bytes(before)
-        with pytest.MonkeyPatch.context() as patch:  # syncs change no byte, and take most of the time
-            patch.setattr(module, "_SETTINGS", (*module._SETTINGS, "PRAGMA synchronous = OFF"))
+        with pytest.MonkeyPatch.context() as patch:
+            leave_out_syncs(patch)
             return self._opened()
 
     def _opened(self) -> list[bytes] | None:
@@ -362,6 +375,7 @@ class Faulty(sqlite3.Connection):
 @pytest.mark.parametrize("lasting", [1, 10])
 @pytest.mark.parametrize(("error", "after"), [(sqlite3.SQLITE_FULL, False), (sqlite3.SQLITE_IOERR_FSYNC, True)])
 async def test_an_error_at_any_statement_loses_and_doubles_nothing(tmp_path, monkeypatch, error, after, lasting):
+    leave_out_syncs(monkeypatch)
     monkeypatch.setattr("sqlite3.connect", partial(sqlite3.connect, factory=Faulty))
     monkeypatch.setattr(module, "LOG_BYTES", 0)
     monkeypatch.setattr(Faulty, "error", error)
@@ -398,6 +412,7 @@ def files_end_at(size: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("log_bytes", [0, module.LOG_BYTES])
 async def test_a_write_that_fails_at_any_place_of_the_files_loses_and_doubles_nothing(tmp_path, monkeypatch, log_bytes):
+    leave_out_syncs(monkeypatch)
     monkeypatch.setattr(module, "LOG_BYTES", log_bytes)
     group = [bytes([k]) * 3000 for k in range(7)]
     base = tmp_path / "base.journal"
@@ -501,7 +516,7 @@ async def test_a_cancelled_close_closes(path):
 
 # ------------------------------------------------------------------------------------- kill -9
 
-KILLS = 25
+KILLS = 20
 
 
 def write_until_killed(path: Path, seed: int, acknowledged) -> None:
@@ -531,7 +546,7 @@ def test_what_was_acknowledged_survives_kill_9_once_and_in_order(path):
         process = processes.Process(target=write_until_killed, args=(path, kill, theirs))
         process.start()
         theirs.close()
-        for _ in range(rng.randrange(1, 60)):
+        for _ in range(rng.randrange(1, 30)):
             told = ours.recv()
         process.kill()
         process.join()
@@ -540,7 +555,7 @@ def test_what_was_acknowledged_survives_kill_9_once_and_in_order(path):
                 told = ours.recv()
         ours.close()
         told = trio.run(check_numbered, path, told)
-    assert told > 1000
+    assert told > 100 * KILLS // 2
 
 
 async def check_numbered(path: Path, told: int) -> int:

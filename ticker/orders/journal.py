@@ -68,7 +68,7 @@ _SETTINGS: Final = (
 _TRIGGER: Final = """
     CREATE TEMP TRIGGER head AFTER INSERT ON events BEGIN UPDATE journal SET head = NEW.seq, chain = NEW.chain; END
 """
-_RETRYABLE: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN)
+_RETRYABLE: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 _RETRYABLE_OS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _LOG_HEADER, _FRAME_HEADER = 32, 24  # https://www.sqlite.org/walformat.html
 
@@ -276,6 +276,7 @@ class _Database:
                 "move this one away to go on from there"
             )
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        db.execute("UPDATE journal SET version = version")  # that it can be written is known before the first order
 
     def _read(self, db: sqlite3.Connection) -> Recovered:
         """Return what is in the file, all of it checked."""
@@ -328,16 +329,15 @@ class _Database:
             raise JournalError(f"{self._path}: {error}", retryable=error.errno in _RETRYABLE_OS) from error
 
     def _translation(self, error: sqlite3.DatabaseError, what: str) -> JournalError:
-        code = getattr(error, "sqlite_errorcode", None)
-        if code is None:
+        if not hasattr(error, "sqlite_errorcode"):
             raise error  # not the file's fault but a defect
-        if code & 0xFF == sqlite3.SQLITE_BUSY:
+        code = error.sqlite_errorcode & 0xFF
+        if code == sqlite3.SQLITE_BUSY:
             text = f"{self._path} is used by another process: stop that one, or name another file"
             return JournalError(text, retryable=True)
-        if code & 0xFF in _RETRYABLE:
-            return JournalError(
-                f"{self._path} cannot be read or written: {error} ({error.sqlite_errorname})", retryable=True
-            )
+        if code == sqlite3.SQLITE_READONLY or code in _RETRYABLE:
+            text = f"{self._path} cannot be read or written: {error} ({error.sqlite_errorname})"
+            return JournalError(text, retryable=code in _RETRYABLE)
         return self._damaged(f"{what} ({error})")
 
     def _damaged(self, what: str) -> JournalError:
