@@ -31,6 +31,7 @@ TABLES = {
     "slow": ("slow consumers", with_processes("bench_slow")),
     "simulate": ("simulated feed", in_process("bench_simulate")),
     "replay": ("replayed feed", in_process("bench_replay")),
+    "journal": ("journal of orders", in_process("bench_journal")),
 }
 
 

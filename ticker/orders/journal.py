@@ -52,15 +52,23 @@ _SCHEMA: Final = f"""
     CREATE TABLE journal (version INTEGER, head INTEGER, chain BLOB, identity BLOB);
     CREATE TABLE events (seq INTEGER PRIMARY KEY, payloads BLOB, chain BLOB);
     CREATE TABLE snapshot (seq INTEGER, chain BLOB, payload BLOB, digest BLOB);
-    CREATE TRIGGER head AFTER INSERT ON events BEGIN UPDATE journal SET head = NEW.seq, chain = NEW.chain; END;
     INSERT INTO journal VALUES ({VERSION}, 0, x'{GENESIS.hex()}', randomblob(8));
     COMMIT;
 """
 # An exclusive lock keeps other processes out for as long as the file is open. Without SQLite's own checkpoints a log
-# holds nothing but groups in order, which is what _Database.open relies on. fullfsync: fsync alone does not reach the
-# disk on macOS.
-_SETTINGS: Final = ("locking_mode = EXCLUSIVE", "synchronous = FULL", "wal_autocheckpoint = 0", "fullfsync = ON")
-_RETRYABLE: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN)
+# holds nothing but groups in order, which is what _ends_at relies on. fullfsync: on macOS fsync alone does not reach
+# the disk. The trigger is temporary, that is, not in the file, where it could be damaged.
+_SETTINGS: Final = (
+    "PRAGMA locking_mode = EXCLUSIVE",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA fullfsync = ON",
+    "PRAGMA wal_autocheckpoint = 0",
+    "PRAGMA temp_store = MEMORY",
+)
+_TRIGGER: Final = """
+    CREATE TEMP TRIGGER head AFTER INSERT ON events BEGIN UPDATE journal SET head = NEW.seq, chain = NEW.chain; END
+"""
+_RETRYABLE: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 _RETRYABLE_OS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _LOG_HEADER, _FRAME_HEADER = 32, 24  # https://www.sqlite.org/walformat.html
 
@@ -254,7 +262,7 @@ class _Database:
     def _check_version(self, db: sqlite3.Connection) -> None:
         """Look whether it is a journal at all before anything touches it."""
         for setting in _SETTINGS:
-            db.execute(f"PRAGMA {setting}")
+            db.execute(setting)
         versions = db.execute("SELECT version FROM journal").fetchall()
         if len(versions) == 1 and isinstance(versions[0][0], int) and versions[0][0] > VERSION:
             raise JournalError(
@@ -264,6 +272,7 @@ class _Database:
         if versions != [(VERSION,)]:
             raise self._damaged("its version")
         db.execute("PRAGMA journal_mode = WAL")  # as it was made; a damaged header may say otherwise
+        db.execute(_TRIGGER)
 
     def _take_over_log(self, db: sqlite3.Connection) -> None:
         """Move what a crash has left in the write-ahead log into the file, unless SQLite does not see all of it."""
@@ -279,6 +288,7 @@ class _Database:
                 "move this one away to go on from there"
             )
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        db.execute("UPDATE journal SET version = version")  # that it can be written is known before the first order
 
     def _read(self, db: sqlite3.Connection) -> Recovered:
         """Return what is in the file, all of it checked."""
@@ -332,16 +342,15 @@ class _Database:
             raise JournalError(f"{self.path}: {error}", retryable=error.errno in _RETRYABLE_OS) from error
 
     def _translation(self, error: sqlite3.DatabaseError, what: str) -> JournalError:
-        code = getattr(error, "sqlite_errorcode", None)
-        if code is None:
+        if not hasattr(error, "sqlite_errorcode"):
             raise error  # not the file's fault but a defect
-        if code & 0xFF == sqlite3.SQLITE_BUSY:
+        code = error.sqlite_errorcode & 0xFF
+        if code == sqlite3.SQLITE_BUSY:
             text = f"{self.path} is used by another process: stop that one, or name another file"
             return JournalError(text, retryable=True)
-        if code & 0xFF in _RETRYABLE:
-            return JournalError(
-                f"{self.path} cannot be read or written: {error} ({error.sqlite_errorname})", retryable=True
-            )
+        if code == sqlite3.SQLITE_READONLY or code in _RETRYABLE:
+            text = f"{self.path} cannot be read or written: {error} ({error.sqlite_errorname})"
+            return JournalError(text, retryable=code in _RETRYABLE)
         return self._damaged(f"{what} ({error})")
 
     def _damaged(self, what: str) -> JournalError:
