@@ -25,8 +25,7 @@ import trio
 from feeds.feed import Supervisor
 from feeds.instruments import Instrument, Instruments
 from feeds.records import BUY, MISSING, Batch, Event, Marker, Quotes, Trades
-from tests.scripted import in_memory
-from ticker.app import build_market
+from tests.scripted import market_of
 from ticker.bus import Bus
 from ticker.guard import GuardOptions
 from ticker.head import TrustOptions
@@ -437,7 +436,7 @@ async def open_house(
         server, session, guard, trust: Options; the default session sends every ticker event at once.
     """
     feed = feed or ScriptedFeed()
-    market = build_market(feed, trio.Event(), in_memory(HistoryOptions()))
+    market = market_of(feed, HistoryOptions())
     await market.gateway.recover()
     host = Server(
         market, Web({"/healthz": lambda _: (200, "application/json", b'{"status": "ok"}\n')}),
