@@ -38,6 +38,7 @@ DEADLINE_NS: Final = 5_000_000_000
 _LIMITED: Final = frozenset({"limit", "iceberg", "stop-loss-limit", "take-profit-limit"})
 _TERMS: Final = msgspec.msgpack.Encoder()
 _MICROSECOND: Final = datetime.resolution
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def wanted_of(params: OrderParams, symbol: str, listings: Listings, now_ns: int) -> Wanted:
@@ -242,7 +243,10 @@ def instant_ns(text: str, field: str) -> int:
         instant = datetime.fromisoformat(text)
         if instant.tzinfo is None:
             raise ValueError("it has no offset from UTC")
-    except ValueError:
+        ns = (instant - _EPOCH) // _MICROSECOND * 1000
+        if not 0 <= ns < 2**63:
+            raise ValueError("it does not fit 64 bits")
+    except (ValueError, OverflowError):
         why = f"EGeneral:Invalid arguments:{field} is no RFC 3339 instant such as 2026-01-02T09:04:31.5Z"
         raise RequestError(why, Code.INVALID_ORDER, field=field) from None
-    return (instant - datetime(1970, 1, 1, tzinfo=UTC)) // _MICROSECOND * 1000
+    return ns
