@@ -254,6 +254,22 @@ async def test_while_the_disk_is_away_requests_are_refused_and_orders_rest(tmp_p
         assert (rests["order_status"], x) == ("new", ("order_status", Code.UNKNOWN_ORDER))
 
 
+async def test_the_same_commands_at_the_same_instants_make_the_same_journal():
+    chains = []
+    for _ in range(2):
+        async with open_shop() as shop:
+            client = Client()
+            for number in range(40):
+                shop.buy(client, 90 + number % 12, 0.7, cl_ord_id=f"c{number}", ttl_ms=1000 + number)
+                if number % 7 == 0:
+                    shop.ask(client, "cancel_all")
+                await settled()  # at another time on the wall, and in other groups
+                shop.happen(shop.tape.trades((BTC, SELL, 900 + number, ONE)))
+            await settled()
+            chains.append((shop.journal.head, shop.journal.chain))
+    assert chains[0] == chains[1]
+
+
 @pytest.mark.parametrize("written", [False, True])
 @pytest.mark.parametrize("at", range(6))
 async def test_a_failure_at_any_write_loses_nothing_acknowledged_and_keeps_nothing_refused(tmp_path, at, written):
