@@ -352,7 +352,10 @@ def instruments_from_table(table: pa.Table) -> Instruments:
 
 
 #: Venues whose symbols are a base and a quote currency run together.
-PAIR_VENUES: Final = frozenset({"BINANCE", "BINANCE_SPOT", "BYBIT", "MEXC", "BITGET", "KUCOIN", "HUOBI", "HTX"})
+PAIR_VENUES: Final = frozenset(
+    {"BINANCE", "BINANCE_SPOT", "BINANCE-FUTURES", "BINANCE-US", "BYBIT", "BYBIT-SPOT"}
+    | {"MEXC", "BITGET", "KUCOIN", "HUOBI", "HTX", "KRAKEN"}
+)
 #: Currencies that such a symbol may end with.
 QUOTE_CURRENCIES: Final = (
     *("USDT", "USDC", "FDUSD", "TUSD", "BUSD", "USDP", "DAI", "BTC", "ETH", "BNB"),
