@@ -265,7 +265,7 @@ def test_a_forced_conversion_leaves_no_table_of_the_recording_before(tmp_path):
     [
         (["missing.csv"], "missing.csv: there is no such file"),
         (["."], "is a folder; name the files in it"),
-        (["empty.csv"], "the file is empty"),
+        (["empty.csv"], "is empty"),
         (["header.csv"], "hold no rows"),
         (["notes.txt"], "of no known format"),
         (["good.csv", "--format", "nonsense"], "no format is called 'nonsense'"),

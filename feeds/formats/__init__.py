@@ -41,7 +41,7 @@ def detect(source: Source) -> Format:
     """
     head = source.head()
     if not head:
-        raise RecordingError(f"{source.name}: the file is empty")
+        raise RecordingError(f"{source.name}: is empty, or damaged from the first byte on")
     for known in FORMATS:
         if known.recognises(head, source.file_name):
             return known

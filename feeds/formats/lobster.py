@@ -160,14 +160,23 @@ def _ladder(part: Rows, side: str, count: int) -> Ladder:
 
 
 def _aligned(source: Source, messages: Iterator[Rows], books: Iterator[Rows]) -> Iterator[tuple[Rows, Rows]]:
-    """Yield the rows that stand in the same lines of both files; what one of them lacks is refused."""
+    """Yield the rows that stand in the same lines of both files; messages without a book are refused."""
     left, right = next(messages, None), next(books, None)
     while left is not None and right is not None:
         upto = min(left.lines[-1], right.lines[-1])
-        common = np.intersect1d(left.lines, right.lines)
-        yield left.where(np.isin(left.lines, common)), right.where(np.isin(right.lines, common))
+        here = left.where(left.lines <= upto)
+        there = np.isin(here.lines, right.lines)
+        _refuse_all(source, here.where(~there))
+        if there.any():
+            yield here.where(there), right.where(np.isin(right.lines, here.lines))
         left, right = left.where(left.lines > upto), right.where(right.lines > upto)
         left = left if len(left) else next(messages, None)
         right = right if len(right) else next(books, None)
-    if left is not None:
-        source.refuse(int(left.lines[0]), "is not in the order book file, which is shorter")
+    while left is not None:
+        _refuse_all(source, left)
+        left = next(messages, None)
+
+
+def _refuse_all(source: Source, part: Rows) -> None:
+    for line in part.lines.tolist():
+        source.refuse(line, "has no line in the order book file")

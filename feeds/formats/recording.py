@@ -73,11 +73,14 @@ def _batches(source: Source) -> Iterator[pa.RecordBatch]:
         magic = file.read(len(_ARROW))
     if magic.startswith(_PARQUET):
         with pq.ParquetFile(source.path, page_checksum_verification=True, pre_buffer=False) as parquet:
-            yield from parquet.iter_batches(_ROWS)
+            for i in range(parquet.num_row_groups):
+                yield from parquet.iter_batches(_ROWS, row_groups=[i])
+                source.consumed = source.size * (i + 1) // parquet.num_row_groups
     elif magic == _ARROW:
         with pa.OSFile(str(source.path)) as file, pa.ipc.open_file(file) as reader:
             for i in range(reader.num_record_batches):
                 yield from _pieces(reader.get_batch(i))
+                source.consumed = file.tell()
     elif source.head().startswith(_STREAM):
         with source.open() as stream, pa.ipc.open_stream(stream) as reader:
             for batch in reader:

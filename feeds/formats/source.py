@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
 import msgspec
@@ -101,8 +101,8 @@ class Source:
             yield stack.enter_context(io.BufferedReader(_Capped(self, raw, unpacked.readinto, self._limits), 1 << 18))
 
     def head(self) -> bytes:
-        """Return the first bytes, at most :data:`HEAD_BYTES`; what is damaged behind them does not matter."""
-        with self.open() as reader:
+        """Return the first bytes, at most :data:`HEAD_BYTES`, or what can be read of them; nothing is counted."""
+        with self.again(skip_bad=True).open() as reader:
             return reader.read(HEAD_BYTES)
 
     def again(self, *, skip_bad: bool) -> Source:
@@ -113,7 +113,7 @@ class Source:
         """Return the source of another name, packed the same way, in the same folder or archive; None without one."""
         if self._member is not None:
             with self.path.open("rb") as file:
-                member = str(Path(self._member).with_name(file_name))
+                member = str(PurePosixPath(self._member).with_name(file_name))
                 found = member in _members(file)
             return Source(self.path, member, skip_bad=self._skip_bad, limits=self._limits) if found else None
         path = self.path.with_name(self.path.name.replace(self.file_name, file_name))
