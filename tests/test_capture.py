@@ -89,6 +89,7 @@ def test_packed_captures_are_told_by_their_content(tmp_path):
         (f"1628952395.0: {KRAKEN}", "kraken-capture"),
         (line('{"result":null,"id":1}') + line(DEPTH), "binance-capture"),
         (line('{ "stream": "btcusdt@depth", "data": {} }'), "binance-capture"),
+        ("https://api.binance.com/api/v3/exchangeInfo -> 1628952390.5: {" + "x" * 70_000, "binance-capture"),
         ("wss://ws.kraken.com/v2 <-> 1628952394.8\n1628952395.0: " + KRAKEN, "kraken-capture"),
     ],
 )

@@ -151,7 +151,7 @@ class _Book:
         ts_event = _ns(snapshot.T or snapshot.E)
         self.last = snapshot.lastUpdateId
         self._gap = False
-        self._gathering.snapshot(self._symbol, ts_event, self.last, snapshot.bids, snapshot.asks)
+        self._gathering.snapshot(self._symbol, ts_event, self.last, (snapshot.bids, snapshot.asks))
         self._catch_up()
 
     def give_up(self) -> None:
@@ -174,7 +174,7 @@ class _Book:
         self.last = depth.u
         if depth.b or depth.a:
             ts_event = _ns(depth.T or depth.E)
-            self._gathering.levels(self._symbol, ts_event, depth.u, (depth.b, depth.a), self._gap)
+            self._gathering.changes(self._symbol, ts_event, depth.u, (depth.b, depth.a), gap=self._gap)
             self._gap = False
 
 
@@ -188,6 +188,7 @@ class BinanceMessages:
     """
 
     venue: ClassVar[str] = VENUE
+    host: ClassVar[bytes] = b"binance"
 
     def __init__(self, source: Source, gathering: Gathering, symbol: str | None) -> None:
         self._source, self._gathering, self._symbol = source, gathering, symbol

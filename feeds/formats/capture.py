@@ -24,6 +24,7 @@ _NS: Final = 1_000_000_000
 
 #: cryptofeed's notes: what it connected to and asked for, and answers to requests, of which only these are messages.
 _NOTE: Final = re.compile(rb"(?:configuration: |(?:wss?|https?)://)")
+_ADDRESS: Final = re.compile(rb"(?:wss?|https?)://[^/ ]+")
 _ANSWER: Final = re.compile(rb"(https?://[^ ]*) -> ([0-9]+\.[0-9]+): ")
 _SYMBOL: Final = re.compile(rb"[?&]symbol=([A-Za-z0-9_]+)")
 
@@ -33,9 +34,11 @@ class Messages(Protocol):
 
     Attributes:
         venue: What the column ``venue`` says.
+        host: What all its addresses have in their name.
     """
 
     venue: ClassVar[str]
+    host: ClassVar[bytes]
 
     def __init__(self, source: Source, gathering: Gathering, symbol: str | None) -> None: ...
 
@@ -100,8 +103,11 @@ class Capture:
         self._messages = messages
 
     def recognises(self, head: bytes, file_name: str) -> bool:
-        """Return whether the first message that can be told is one of the venue's."""
+        """Return whether the first message that can be told, or the first address, is one of the venue's."""
         for line in head.split(b"\n"):
+            address = _ADDRESS.match(line)
+            if address is not None:
+                return self._messages.host in address[0]
             try:
                 parsed = _parse(line)
             except ValueError:

@@ -24,6 +24,9 @@ Mask = npt.NDArray[np.bool_]
 #: Price and quantity.
 Level = tuple[float, float]
 
+#: Bids and asks, in any order.
+Sides = tuple[list[Level], list[Level]]
+
 _CLEARED: Final[Level] = (math.nan, math.nan)
 
 
@@ -68,16 +71,17 @@ class Gathering:
         """Take in the best bid and its quantity, the best offer and its quantity; 0 and 0 where there is none."""
         self._quotes += (self._event(symbol, ts_event, ident), *quote)
 
-    def snapshot(self, symbol: str, ts_event: int, ident: int, bids: list[Level], asks: list[Level]) -> None:
+    def snapshot(self, symbol: str, ts_event: int, ident: int, sides: Sides) -> None:
         """Take in a whole book."""
         self._levels.append(_CLEARED)
-        self._book(self._event(symbol, ts_event, ident), SNAPSHOT, 1, bids, asks)
+        self._book(self._event(symbol, ts_event, ident), SNAPSHOT, 1, sides)
 
-    def levels(self, symbol: str, ts_event: int, ident: int, sides: tuple[list[Level], list[Level]], gap: bool) -> None:
-        """Take in levels that changed, bids and asks, at least one; ``gap`` says that something before is missing."""
-        self._book(self._event(symbol, ts_event, ident), GAP if gap else 0, 0, *sides)
+    def changes(self, symbol: str, ts_event: int, ident: int, sides: Sides, *, gap: bool) -> None:
+        """Take in the levels of a book that changed, at least one; ``gap`` says that something before is missing."""
+        self._book(self._event(symbol, ts_event, ident), GAP if gap else 0, 0, sides)
 
-    def _book(self, event: int, flags: int, clears: int, bids: list[Level], asks: list[Level]) -> None:
+    def _book(self, event: int, flags: int, clears: int, sides: Sides) -> None:
+        bids, asks = sides
         self._books += (event, flags, clears, len(bids), len(asks))
         self._levels += bids
         self._levels += asks

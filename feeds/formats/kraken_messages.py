@@ -105,6 +105,7 @@ class KrakenMessages:
     """
 
     venue: ClassVar[str] = VENUE
+    host: ClassVar[bytes] = b"kraken"
 
     def __init__(self, source: Source, gathering: Gathering, symbol: str | None) -> None:
         self._source, self._gathering = source, gathering
@@ -156,7 +157,7 @@ class KrakenMessages:
         if snapshot:
             depth = next((depth for depth in DEPTHS if depth >= max(len(bids), len(asks))), DEPTHS[-1])
             self._books[row.symbol] = _Side(BUY, bids, depth), _Side(SELL, asks, depth)
-            self._gathering.snapshot(row.symbol, _ns(row), MISSING, bids, asks)
+            self._gathering.snapshot(row.symbol, _ns(row), MISSING, (bids, asks))
             return
         sides = self._books.get(row.symbol)
         gap = sides is None
@@ -164,7 +165,7 @@ class KrakenMessages:
             sides = self._books[row.symbol] = _Side(BUY, [], DEPTHS[-1]), _Side(SELL, [], DEPTHS[-1])
         changes = sides[0].change(bids), sides[1].change(asks)
         if changes[0] or changes[1]:
-            self._gathering.levels(row.symbol, _ns(row), MISSING, changes, gap)
+            self._gathering.changes(row.symbol, _ns(row), MISSING, changes, gap=gap)
 
 
 def _ns(row: _Row) -> int:
