@@ -29,10 +29,13 @@ FLOAT: Final = pa.float64()
 TEXT: Final = pa.string()
 WORD: Final = pa.dictionary(pa.int32(), pa.string())  #: text with few different values
 
-#: What a value of a type looks like, for finding the one that cannot be parsed; 18 digits always fit into int64.
-_PATTERNS: Final = {INT: rb"^[+-]?[0-9]{1,18}$", FLOAT: rb"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"}
-#: The largest number of which all :data:`feeds.layout.MAX_DECIMALS` decimals can be told.
+#: What arrow parses as a type, for finding the value that it does not; 18 digits always fit into int64.
+_PATTERNS: Final = {
+    INT: r"^[ \t]*-?[0-9]{1,18}[ \t]*$",
+    FLOAT: r"^[ \t]*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?[ \t]*$",
+}
 _FINEST: Final = 10.0**layout.MAX_DECIMALS
+#: The largest number of which all :data:`feeds.layout.MAX_DECIMALS` decimals can be told.
 _FINE: Final = MAX_UNITS / _FINEST
 _MAX_TIME: Final = 2**63 - 1
 _UNKNOWN: Final = -128
@@ -236,7 +239,7 @@ def _parsable(values: Sequence[bytes], kind: pa.DataType) -> Mask:
     if kind in _PATTERNS:
         column = pa.array(values, pa.binary())
         empty = pc.equal(pc.binary_length(column), 0)
-        matches: Any = pc.or_(empty, pc.match_substring_regex(column, _PATTERNS[kind].decode()))
+        matches: Any = pc.or_(empty, pc.match_substring_regex(column, _PATTERNS[kind]))
         mask: Mask = matches.to_numpy(zero_copy_only=False)
         return mask
     return np.array([_is_utf8(value) for value in values], np.bool_)
