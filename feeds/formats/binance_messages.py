@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Final, Generic, TypeVar
 
 import msgspec
 
-from feeds.formats.gathering import Gathering, Level
+from feeds.formats.gathering import Gathering, Level, Number
 from feeds.formats.source import Source
 from feeds.records import BUY, MISSING, SELL
 
@@ -33,10 +33,10 @@ _Time = Annotated[int, msgspec.Meta(ge=0, lt=_MICROSECONDS * 1_000)]
 class _Quote(msgspec.Struct, gc=False):
     u: _Id
     s: str
-    b: float
-    B: float
-    a: float
-    A: float
+    b: Number
+    B: Number
+    a: Number
+    A: Number
     E: _Time = 0
     T: _Time = 0
 
@@ -44,8 +44,8 @@ class _Quote(msgspec.Struct, gc=False):
 class _Trade(msgspec.Struct, gc=False):
     s: str
     t: _Id
-    p: float
-    q: float
+    p: Number
+    q: Number
     T: _Time
     m: bool
 
@@ -53,8 +53,8 @@ class _Trade(msgspec.Struct, gc=False):
 class _AggTrade(msgspec.Struct, gc=False):
     s: str
     a: _Id
-    p: float
-    q: float
+    p: Number
+    q: Number
     T: _Time
     m: bool
 
@@ -133,14 +133,14 @@ class _Book:
     def __init__(self, symbol: str, gathering: Gathering) -> None:
         self.last: int | None = None
         self._symbol, self._gathering = symbol, gathering
-        self._recent: deque[tuple[int, _Depth]] = deque(maxlen=KEPT_CHANGES)  # each with its line
+        self._recent: deque[_Depth] = deque(maxlen=KEPT_CHANGES)
         self._gap = False
 
     def change(self, depth: _Depth) -> None:
         """Take in a change; one that was there already does nothing."""
         if self.last is not None and depth.u <= self.last:
             return
-        self._recent.append((self._gathering.line, depth))
+        self._recent.append(depth)
         if self.last is not None:
             self._pass_on(depth)
         elif len(self._recent) == KEPT_CHANGES:
@@ -162,12 +162,9 @@ class _Book:
 
     def _catch_up(self) -> None:
         """Pass on those of the last changes that are newer than what was passed on."""
-        now = self._gathering.line
-        for line, depth in self._recent:
+        for depth in self._recent:
             if depth.u > self.last:  # type: ignore[operator]
-                self._gathering.line = line
                 self._pass_on(depth)
-        self._gathering.line = now
 
     def _pass_on(self, depth: _Depth) -> None:
         self._gap |= depth.previous > self.last  # type: ignore[operator]

@@ -118,14 +118,13 @@ class Capture:
 
     def read(self, source: Source, options: ReadOptions) -> Iterator[Chunk]:
         """Yield the rows of a capture."""
-        gathering = Gathering(source)
+        gathering = Gathering()
         messages = self._messages(source, gathering, options.symbol)
         venue, empty = options.venue or messages.venue, True
         for block in blocks(source, longest=LONGEST_LINE):
             for number, line in enumerate(block.data.split(b"\n"), block.first):
-                if line:
-                    gathering.line = number
-                    _take(line, source, gathering, messages)
+                if line and (why := _taken(line, gathering, messages)):
+                    source.refuse(number, why)
             chunk = gathering.chunk(venue)
             empty &= not chunk
             if chunk:
@@ -139,11 +138,13 @@ class Capture:
             raise RecordingError(f"{source.name}: none of its messages has a place in a recording{seen}")
 
 
-def _take(line: bytes, source: Source, gathering: Gathering, messages: Messages) -> None:
+def _taken(line: bytes, gathering: Gathering, messages: Messages) -> str | None:
+    """Take in a line; return what is wrong with it, if anything is."""
     try:
         parsed = _parse(line)
         if parsed is not None:
             gathering.ts, payload, url_symbol = parsed
             messages.take(payload, url_symbol)
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
-        source.refuse(gathering.line, f"{error}: {line[:60].decode('utf-8', 'replace')!r}")
+        return f"{error}: {line[:60].decode('utf-8', 'replace')!r}"
+    return None

@@ -8,21 +8,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from itertools import chain
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from feeds.formats.format import Assembly, Chunk
-from feeds.formats.source import Source
 from feeds.formats.table_rows import TableRows, with_nulls
+from feeds.instruments import MAX_UNITS
 from feeds.records import BUY, CLEAR, GAP, I64, LAST, NO_SIDE, SELL, SET, SNAPSHOT
 
-F64 = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
+#: A price or a quantity. Whoever decodes one as this knows that it is a number, and one that a market can have.
+Number = Annotated[float, msgspec.Meta(ge=0.0, le=float(MAX_UNITS))]
 #: Price and quantity.
-Level = tuple[float, float]
+Level = tuple[Number, Number]
 
 #: Bids and asks, in any order.
 Sides = tuple[list[Level], list[Level]]
@@ -36,21 +37,18 @@ class Gathering:
     Times are int ns UTC; ``ident`` is what the venue numbers the event by. Either may be MISSING.
 
     Attributes:
-        line: The line that the next events come from; set by the reader.
-        ts: When it was received; set by the reader.
+        ts: When the next events were received; set by the reader.
         symbols: Those of all events so far, numbered in the order of their first.
     """
 
-    def __init__(self, source: Source) -> None:
-        self.line = 0
+    def __init__(self) -> None:
         self.ts = 0
-        self._source = source
         self._assembly = Assembly()
         self.symbols: dict[str, int] = {}
         self._begin()
 
     def _begin(self) -> None:
-        self._events: list[int] = []  # line, ts, ts_event, ident, symbol of each
+        self._events: list[int] = []  # ts, ts_event, ident, symbol of each
         self._trades: list[float] = []  # event, price, qty, side of each
         self._quotes: list[float] = []  # event, four numbers of each
         self._books: list[int] = []  # event, flags, rows of clear, bids, asks of each
@@ -60,8 +58,8 @@ class Gathering:
         """Enter an event and return its number in this chunk."""
         events = self._events
         code = self.symbols.setdefault(symbol, len(self.symbols))
-        events += (self.line, self.ts, ts_event, ident, code)
-        return len(events) // 5 - 1
+        events += (self.ts, ts_event, ident, code)
+        return len(events) // 4 - 1
 
     def trade(self, symbol: str, ts_event: int, ident: int, print_: tuple[float, float, int]) -> None:
         """Take in a trade: price, quantity and the aggressor's side."""
@@ -87,15 +85,11 @@ class Gathering:
         self._levels += asks
 
     def chunk(self, venue: str) -> Chunk:
-        """Return the rows of the events so far, and begin anew; empty if there are none.
-
-        Raises:
-            RecordingError: A price or a quantity is not one, and bad rows are not skipped.
-        """
+        """Return the rows of the events so far, and begin anew; empty if there are none."""
         if not self._events:
             return {}
-        line, ts, ts_event, ident, code = _columns(self._events, 5, np.int64)
-        tables = self._sound(line, [self._trade_rows(ident), self._quote_rows(), self._book_rows()])
+        ts, ts_event, ident, code = _columns(self._events, 4, np.int64)
+        tables = self._trade_rows(ident), self._quote_rows(), self._book_rows()
         symbols = pa.DictionaryArray.from_arrays(code.astype(np.int32), pa.array(list(self.symbols)))
         self._begin()
         shared = {
@@ -107,56 +101,36 @@ class Gathering:
         }
         return self._assembly.chunk(shared, *(rows.part() for rows in tables))
 
-    def _trade_rows(self, ident: I64) -> tuple[TableRows, Mask]:
+    def _trade_rows(self, ident: I64) -> TableRows:
         event, price, qty, side = _columns(self._trades, 4, np.float64)
         record = event.astype(np.int64)
         columns = {"price": price, "qty": qty, "side": side.astype(np.int8), "trade_id": ident[record]}
-        return TableRows("trades", columns, np.full(len(record), LAST, np.uint8), record), _numbers(price, qty)
+        return TableRows("trades", columns, np.full(len(record), LAST, np.uint8), record)
 
-    def _quote_rows(self) -> tuple[TableRows, Mask]:
+    def _quote_rows(self) -> TableRows:
         event, *numbers = _columns(self._quotes, 5, np.float64)
-        sound = np.ones(len(event), np.bool_)
         for price, qty in (numbers[:2], numbers[2:]):
-            sound &= _numbers(price, qty)
             empty = (price == 0.0) & (qty == 0.0)
             price[empty] = qty[empty] = np.nan
         columns = dict(zip(("bid_px", "bid_qty", "ask_px", "ask_qty"), numbers, strict=True))
-        return TableRows("quotes", columns, np.full(len(event), LAST, np.uint8), event.astype(np.int64)), sound
+        return TableRows("quotes", columns, np.full(len(event), LAST, np.uint8), event.astype(np.int64))
 
-    def _book_rows(self) -> tuple[TableRows, Mask]:
+    def _book_rows(self) -> TableRows:
         event, flags, *counts = _columns(self._books, 5, np.int64)
         rows = np.array(counts).T
         total = rows.sum(axis=1)
         side = np.repeat(np.tile(np.array([NO_SIDE, BUY, SELL], np.int8), len(event)), rows.ravel())
         price, qty = _columns(chain.from_iterable(self._levels), 2, np.float64, len(self._levels))
-        clear = side == NO_SIDE
         ends = np.cumsum(total)
         row_flags = np.repeat(flags & SNAPSHOT, total)
         row_flags[ends - total] |= flags & GAP
         row_flags[ends - 1] |= LAST
-        action = np.where(clear, np.int8(CLEAR), np.int8(SET))
+        action = np.where(side == NO_SIDE, np.int8(CLEAR), np.int8(SET))
         columns = {"action": action, "side": side, "price": price, "qty": qty}
-        return TableRows("book", columns, row_flags.astype(np.uint8), np.repeat(event, total)), clear | _numbers(
-            price, qty
-        )
-
-    def _sound(self, line: I64, tables: list[tuple[TableRows, Mask]]) -> list[TableRows]:
-        """Return the rows without those of events that hold a number that is none."""
-        unfit = np.unique(np.concatenate([rows.event[~sound] for rows, sound in tables]))
-        if not len(unfit):
-            return [rows for rows, _ in tables]
-        for number in line[unfit].tolist():
-            self._source.refuse(number, "a price or a quantity is negative or not a number")
-        return [rows.picked(np.flatnonzero(~np.isin(rows.event, unfit))) for rows, _ in tables]
+        return TableRows("book", columns, row_flags.astype(np.uint8), np.repeat(event, total))
 
 
 def _columns(values: Iterable[Any], width: int, dtype: type, rows: int | None = None) -> npt.NDArray[Any]:
     """Return numbers that came row after row as ``width`` columns."""
     count = len(values) if rows is None else rows * width  # type: ignore[arg-type]
     return np.ascontiguousarray(np.fromiter(values, dtype, count).reshape(-1, width).T)
-
-
-def _numbers(price: F64, qty: F64) -> Mask:
-    """Return where both are numbers that a market can have."""
-    sound: Mask = np.isfinite(price) & np.isfinite(qty) & (price >= 0.0) & (qty >= 0.0)
-    return sound

@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar, Final
 
 import msgspec
 
-from feeds.formats.gathering import Gathering, Level
+from feeds.formats.gathering import Gathering, Level, Number
 from feeds.formats.source import Source
 from feeds.records import BUY, MISSING, NO_SIDE, SELL
 
@@ -34,8 +34,8 @@ _START: Final = re.compile(
 
 
 class _Level(msgspec.Struct, gc=False):
-    price: float
-    qty: float
+    price: Number
+    qty: Number
 
 
 class _Row(msgspec.Struct):
@@ -43,13 +43,13 @@ class _Row(msgspec.Struct):
 
     symbol: str
     timestamp: datetime | None = None
-    bid: float = 0.0
-    bid_qty: float = 0.0
-    ask: float = 0.0
-    ask_qty: float = 0.0
+    bid: Number = 0.0
+    bid_qty: Number = 0.0
+    ask: Number = 0.0
+    ask_qty: Number = 0.0
     side: str = ""
-    price: float | None = None
-    qty: float | None = None
+    price: Number | None = None
+    qty: Number | None = None
     trade_id: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 0
     bids: tuple[_Level, ...] = ()
     asks: tuple[_Level, ...] = ()
