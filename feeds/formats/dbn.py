@@ -25,8 +25,7 @@ from feeds.formats.dbn_records import HEADER_BYTES, KINDS, SYMBOL_MAPPING, Conte
 from feeds.formats.format import Assembly, Chunk, ReadOptions
 from feeds.formats.ladder import Ladders
 from feeds.formats.source import Source
-from feeds.formats.table_rows import with_nulls
-from feeds.records import I32, I64, U8
+from feeds.records import I32, I64, MISSING, U8
 
 #: Bytes read at a time: 43,470 trades, or 5,670 books of ten levels; whole records if all are of one kind.
 BLOCK_BYTES: Final = 54 * 38_640
@@ -179,7 +178,7 @@ class _Blocks:
         shared = {
             "ts_recv": events.ts_recv,
             "ts_event": events.ts_event,
-            "venue_seq": with_nulls(events.sequence),
+            "venue_seq": pa.array(events.sequence, mask=events.sequence == MISSING),
             "symbol": _words(events.code, self._symbols.names),
             "venue": self._venue or _words(events.code, self._symbols.venues),
         }

@@ -16,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from feeds.formats import bars
-from feeds.formats.dbn_events import Events
+from feeds.formats.dbn_events import Events, TableRows
 from feeds.formats.ladder import Ladder, Ladders
-from feeds.formats.table_rows import TableRows
 from feeds.records import ADD, CANCEL, CLEAR, FILL, I32, I64, LAST, MISSING, MODIFY, NO_SIDE, SNAPSHOT, TRADE
 
 F64 = npt.NDArray[np.float64]

@@ -15,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from feeds.formats.format import Assembly, Chunk
-from feeds.formats.table_rows import TableRows, with_nulls
+from feeds.formats.format import Assembly, Chunk, Part
 from feeds.instruments import MAX_UNITS
-from feeds.records import BUY, CLEAR, GAP, I64, LAST, NO_SIDE, SELL, SET, SNAPSHOT
+from feeds.records import BUY, CLEAR, GAP, I64, LAST, MISSING, NO_SIDE, SELL, SET, SNAPSHOT
 
 #: A price or a quantity. Whoever decodes one as this knows that it is a number, and one that a market can have.
 Number = Annotated[float, msgspec.Meta(ge=0.0, le=float(MAX_UNITS))]
@@ -89,33 +88,33 @@ class Gathering:
         if not self._events:
             return {}
         ts, ts_event, ident, code = _columns(self._events, 4, np.int64)
-        tables = self._trade_rows(ident), self._quote_rows(), self._book_rows()
+        parts = self._trades_part(ident), self._quotes_part(), self._book_part()
         symbols = pa.DictionaryArray.from_arrays(code.astype(np.int32), pa.array(list(self.symbols)))
         self._begin()
         shared = {
             "ts_recv": ts,
             "ts_event": ts_event,
-            "venue_seq": with_nulls(ident),
+            "venue_seq": pa.array(ident, mask=ident == MISSING),
             "symbol": symbols,
             "venue": venue,
         }
-        return self._assembly.chunk(shared, *(rows.part() for rows in tables))
+        return self._assembly.chunk(shared, *parts)
 
-    def _trade_rows(self, ident: I64) -> TableRows:
+    def _trades_part(self, ident: I64) -> Part:
         event, price, qty, side = _columns(self._trades, 4, np.float64)
         record = event.astype(np.int64)
         columns = {"price": price, "qty": qty, "side": side.astype(np.int8), "trade_id": ident[record]}
-        return TableRows("trades", columns, np.full(len(record), LAST, np.uint8), record)
+        return Part("trades", columns, np.full(len(record), LAST, np.uint8), record)
 
-    def _quote_rows(self) -> TableRows:
+    def _quotes_part(self) -> Part:
         event, *numbers = _columns(self._quotes, 5, np.float64)
         for price, qty in (numbers[:2], numbers[2:]):
             empty = (price == 0.0) & (qty == 0.0)
             price[empty] = qty[empty] = np.nan
         columns = dict(zip(("bid_px", "bid_qty", "ask_px", "ask_qty"), numbers, strict=True))
-        return TableRows("quotes", columns, np.full(len(event), LAST, np.uint8), event.astype(np.int64))
+        return Part("quotes", columns, np.full(len(event), LAST, np.uint8), event.astype(np.int64))
 
-    def _book_rows(self) -> TableRows:
+    def _book_part(self) -> Part:
         event, flags, *counts = _columns(self._books, 5, np.int64)
         rows = np.array(counts).T
         total = rows.sum(axis=1)
@@ -127,7 +126,7 @@ class Gathering:
         row_flags[ends - 1] |= LAST
         action = np.where(side == NO_SIDE, np.int8(CLEAR), np.int8(SET))
         columns = {"action": action, "side": side, "price": price, "qty": qty}
-        return TableRows("book", columns, row_flags.astype(np.uint8), np.repeat(event, total))
+        return Part("book", columns, row_flags.astype(np.uint8), np.repeat(event, total))
 
 
 def _columns(values: Iterable[Any], width: int, dtype: type, rows: int | None = None) -> npt.NDArray[Any]:
