@@ -36,7 +36,7 @@ class Keyframes:
     def __init__(self, every_rows: int = EVERY_ROWS) -> None:
         self._every = self._threshold = every_rows
         self._books = Books()
-        self._known: dict[int, None] = {}
+        self._known: set[int] = set()
         self._open: set[int] = set()  # instruments in the middle of an event
         self._rows = 0  # of books, since the last keyframe
         self._shift = 0  # rows added so far
@@ -55,7 +55,7 @@ class Keyframes:
             pieces.append(_moved(rows, self._shift))
             self._apply(rows)
             start, ts = stop, int(rows.ts_recv[-1])
-            if due and not self._open:
+            if due and not self._open and self._trusted():
                 size = self._size_of_snapshot(rows, ts)
                 if not size:
                     keyframe = self._keyframe(ts, _last_seq(batch, ts) + self._shift)
@@ -84,13 +84,13 @@ class Keyframes:
         self._rows += len(rows)
         ids, last = np.unique(rows.instrument[::-1], return_index=True)
         whole = rows.flags[::-1][last] & LAST != 0
-        self._known |= dict.fromkeys(ids.tolist())
+        self._known.update(ids.tolist())
         self._open -= set(ids[whole].tolist())
         self._open |= set(ids[~whole].tolist())
 
     def _trusted(self) -> list[int]:
         """Return the instruments whose book is known; a stale one waits for a snapshot of its own."""
-        return [i for i in self._known if not self._books[i].stale]
+        return [i for i in sorted(self._known) if not self._books[i].stale]
 
     def _size_of_snapshot(self, rows: Levels, ts: int) -> int:
         """Return how many rows of an instant are a snapshot of every book; 0 if they are not."""
