@@ -58,7 +58,7 @@ class RecorderOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         path: Folder and name of the recording.
         flush_s: What is taken is written this often.
         sync_s: The disk is asked to keep it this often at most.
-        buffer_rows: Rows that may wait to be written, besides those being written.
+        buffer_rows: Rows that may wait to be written, besides those being written; one batch may in any case.
         segment_bytes: A segment of the log ends when it has this many bytes.
         segment_s: And when it is this old.
     """
@@ -250,7 +250,7 @@ class Recorder:
         """Take in an event; rows for which there is no room are dropped and counted."""
         if isinstance(event, Marker):
             self._take_marker(event)
-        elif self._state != "recording" or self._waiting + len(event) > self._options.buffer_rows:
+        elif self._state != "recording" or not self._has_room(len(event)):
             self._drop(len(event), event.ts)
         else:
             if self._hole is not None:
@@ -258,6 +258,10 @@ class Recorder:
                 self._hole = None
             self._taken.append(event)
             self._waiting += len(event)
+
+    def _has_room(self, rows: int) -> bool:
+        """Whether rows may wait too; after some were dropped, none may before the others were written."""
+        return not self._waiting or (self._hole is None and self._waiting + rows <= self._options.buffer_rows)
 
     def _take_marker(self, marker: Marker) -> None:
         if self._hole is None and self._state == "recording":
