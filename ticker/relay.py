@@ -295,6 +295,7 @@ class RelayFeed:
         """Subscribe to every symbol; return whether a stream goes on without a hole."""
         resumed = False
         params, known = dict(CHANNELS[channel]), dict(self._positions[channel])
+        self._ask_again.clear()  # what is not resumed begins with a snapshot
         if self._native:
             params |= EVERY_EVENT[channel]
             if self._epoch is not None and known:
@@ -331,8 +332,6 @@ class RelayFeed:
         self._counts["holes"] += 1
         self._counts["missing"] += missing
         self._gaps.add((channel, symbol))
-        if channel == "book":
-            self._ask_again[symbol] = None
 
     def _account(self, channel: str, symbol: str, pos: Message) -> None:
         """Compare the positions of a message with what is known of its stream."""
@@ -348,6 +347,8 @@ class RelayFeed:
             missing += pos["conflated"] if channel != "book" else 0  # of a book: changes that do not show
         if missing and not (channel == "book" and pos["prev"] is None):  # a snapshot of a book is whole again
             self._hole(channel, symbol, missing)
+            if channel == "book":
+                self._ask_again[symbol] = None
 
     async def _resync(self, connection: Connection) -> None:
         """Ask for a snapshot of the books that are not right."""
@@ -430,8 +431,12 @@ class RelayFeed:
         if row.get("checksum", 0) != book.checksum():
             self._counts["mismatches"] += 1
             self._hole("book", listed.symbol, 0)
-        ends = [0] * (len(values) - 1) + [LAST]
-        return [_Row(ts_event, flags | end, value) for value, end in zip(values, ends, strict=False)]
+            self._ask_again[listed.symbol] = None
+        rows = [_Row(ts_event, flags & ~GAP, value) for value in values]
+        if rows:
+            rows[0] = rows[0]._replace(flags=flags)
+            rows[-1] = rows[-1]._replace(flags=rows[-1].flags | LAST)
+        return rows
 
     def _batch(self, channel: str, rows: list[tuple[int, _Row]]) -> Batch:
         ts, n = self._now(), len(rows)
