@@ -64,6 +64,12 @@ def test_other_machines_are_let_in_only_on_purpose():
         (["serve", "--model", "magic"], "gbm"),
         (["serve", "--host", "192.0.2.1"], "--insecure"),
         (["info", "nowhere/day1"], "nowhere/day1"),
+        (["compact", "nowhere/day1"], "there is no log to compact"),
+        (["serve", "--relay", "ws://127.0.0.1:1/v2"], "no server at"),
+        (["serve", "--relay", "ws://127.0.0.1:1/v2", "--seed", "5"], "--seed is for the simulated market"),
+        (["serve", "--relay", "ws://127.0.0.1:1/v2", "--replay", "x"], "leave one out"),
+        (["serve", "--record", "pyproject.toml/day1"], "cannot be recorded to"),
+        (["record", "nowhere", "-o", "day1"], "nowhere is not a WebSocket URL"),
     ],
 )
 def test_a_mistake_is_one_line_and_no_traceback(arguments, says, capsys):

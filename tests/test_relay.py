@@ -351,7 +351,7 @@ async def test_a_relayed_recording_has_every_trade_and_quote_of_the_file_and_its
     part = []
     for batch in ReplayFeed(recording).slices(500):
         part.append(batch)
-        if sum(len(b) for b in part) > 20_000:
+        if sum(len(b) for b in part) > 7_000:
             break
     source = Beginning(recording)
     got = []

@@ -391,6 +391,8 @@ class RelayFeed:
 
     def _rows(self, channel: str, row: Message, snapshot: bool) -> list[_Row]:
         symbol = row["symbol"]
+        if channel == "book" and not (snapshot or row.get("bids") or row.get("asks")):
+            return []
         instrument = self._ids[symbol]
         flags = GAP if (channel, symbol) in self._gaps else 0
         self._gaps.discard((channel, symbol))
@@ -433,9 +435,8 @@ class RelayFeed:
             self._hole("book", listed.symbol, 0)
             self._ask_again[listed.symbol] = None
         rows = [_Row(ts_event, flags & ~GAP, value) for value in values]
-        if rows:
-            rows[0] = rows[0]._replace(flags=flags)
-            rows[-1] = rows[-1]._replace(flags=rows[-1].flags | LAST)
+        rows[0] = rows[0]._replace(flags=flags)
+        rows[-1] = rows[-1]._replace(flags=rows[-1].flags | LAST)
         return rows
 
     def _batch(self, channel: str, rows: list[tuple[int, _Row]]) -> Batch:
