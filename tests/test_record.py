@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import urllib.request
 
 import numpy as np
 import trio
@@ -37,8 +36,10 @@ async def test_what_is_served_is_recorded_whatever_becomes_of_the_process(tmp_pa
     path = str(tmp_path / "day")
     with service("--record", path, "--rate", "5000") as market:
         ids = await watched(market.port)
-        with urllib.request.urlopen(f"http://127.0.0.1:{market.port}/metrics") as page:
-            figures = dict(re.findall(r"^ticker_(record\w+) (\S+)$", page.read().decode(), re.MULTILINE))
+        page = dial_tcp(market.port)
+        await page.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        figures = dict(re.findall(r"^ticker_(record\w+) (\S+)\r?$", (await page.answer()).decode(), re.MULTILINE))
+        page.leave()
         assert main(["info", path]) == 0
         assert "being recorded now" in capsys.readouterr().out
         assert main(["compact", path]) == 1

@@ -334,7 +334,7 @@ def test_second_names_become_aliases():
 
 
 @real
-async def test_a_relayed_recording_has_every_trade_and_quote_of_the_file_and_its_book():
+async def test_a_relayed_recording_has_every_trade_and_quote_of_the_file_and_its_book(autojump_clock):
     recording = open_recording(RECORDINGS / "binance_spot_20240808")
     heard = trio.Event()
 

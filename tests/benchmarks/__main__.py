@@ -33,6 +33,7 @@ TABLES = {
     "simulate": ("simulated feed", in_process("bench_simulate")),
     "replay": ("replayed feed", in_process("bench_replay")),
     "journal": ("journal of orders", in_process("bench_journal")),
+    "record": ("recorder", in_process("bench_record")),
 }
 
 
