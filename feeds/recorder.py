@@ -4,8 +4,8 @@
 as one group, which writes it; nobody waits for the disk. What is not written yet is bounded: beyond that, and while
 the disk refuses, rows are dropped and counted, the market goes on, and a gap marker stands where they are missing.
 
-If the process is killed, at most the rows of the last ``flush_s`` are lost. If the machine loses its power, those of
-``flush_s + sync_s`` and of the writes that were under way.
+If the process is killed, at most the rows of the last ``flush_s`` are lost, and those that were just being written. If
+the machine loses its power, those of ``sync_s`` more, as far as the disk keeps its word.
 
 :class:`Tape` is the log with its rotation and has no idea of time; this module must not know Parquet
 (:mod:`feeds.compaction` makes that of a log).
@@ -115,7 +115,7 @@ class Tape:
     """
 
     def __init__(self, prefix: Path, header: Header, options: RecorderOptions, now: float) -> None:
-        self.rows = self.size = self.begun = 0
+        self.rows = self.size = self.begun = self._synced_size = 0
         self._prefix, self._header, self._options = prefix, header, options
         earlier = segments(prefix)
         self._number = segment_number(earlier[-1]) if earlier else 0
@@ -130,6 +130,7 @@ class Tape:
         self.begun += 1
         self.size += self._segment.size
         self._began = self._synced = now
+        self._synced_size = self.size
         return self._segment
 
     def write(self, events: Sequence[Event], now: float) -> None:
@@ -148,15 +149,19 @@ class Tape:
                 segment = self._begin(now)
             for is_marker, run in groupby(events, key=lambda event: isinstance(event, Marker)):
                 self._append(segment, is_marker, run)
-            if now - self._synced >= self._options.sync_s:
+            if self.owes_sync(now):
                 segment.sync()
-                self._synced = now
+                self._synced, self._synced_size = now, self.size
         except OSError:
             # After a failed write or sync nobody knows what the disk has of this file: leave it as it is.
-            if self._segment is not None:
-                self._segment.close()
-                self._segment = None
+            failed, self._segment = self._segment, None
+            if failed is not None:
+                failed.close()
             raise
+
+    def owes_sync(self, now: float) -> bool:
+        """Whether something was appended that the disk should be asked to keep by now."""
+        return self.size > self._synced_size and now - self._synced >= self._options.sync_s
 
     def _append(self, segment: LogWriter, is_marker: bool, run: Iterable[Event]) -> None:
         before = segment.size
@@ -314,7 +319,7 @@ class Recorder:
         self._writing, self._waiting = self._waiting, 0
         target = tape.rows + self._writing
         try:
-            if events:
+            if events or tape.owes_sync(now):
                 await self._in_thread(partial(tape.write, events, now))
             self._written_at = now
         except OSError as error:
@@ -328,7 +333,7 @@ class Recorder:
         for event in events:
             if isinstance(event, Marker) and event.kind == "epoch":
                 self._note(event)
-        self._drop(rows, events[-1].ts)
+        self._drop(rows, events[-1].ts if events else clock.wall_ns())
         logger.error(
             "recording %s has stopped: %s; %d rows are lost and the market goes on; trying again every %g s",
             self._options.path, error, self._lost, RETRY_S,

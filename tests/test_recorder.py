@@ -154,6 +154,18 @@ async def test_a_recorded_run_replays_to_the_digest_of_the_run(tmp_path, autojum
     assert (replay.hexdigest() == run.hexdigest()) == (added == 0)  # says that the rest is as it was
 
 
+async def test_in_silence_too_the_disk_is_asked_to_keep_what_it_has(tmp_path, autojump_clock, monkeypatch):
+    synced = []
+    monkeypatch.setattr(tapelog.LogWriter, "sync", lambda writer: synced.append((trio.current_time(), writer.size)))
+
+    async def work(recording):
+        await recording.say(EPOCH)
+        await trio.sleep(5)
+        assert [at for at, size in synced if size == recording.told.size] == [pytest.approx(1.0)]
+
+    await recorded(tmp_path, work, sync_s=1.0)
+
+
 # --- a disk that refuses
 
 
