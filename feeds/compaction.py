@@ -52,7 +52,7 @@ def compact(prefix: str | os.PathLike[str], *, keyframe_rows: int = EVERY_ROWS) 
 
     Args:
         prefix: Folder and name.
-        keyframe_rows: Rows of books after which a keyframe comes.
+        keyframe_rows: Rows of books after which a keyframe comes; 0: there are none, and ``seq`` is as it was.
 
     Raises:
         RecordingError: There is no such log, it is being recorded, or it cannot be read or made a recording of.
@@ -89,9 +89,11 @@ def _written(prefix: Path, paths: Sequence[Path], keyframe_rows: int) -> list[Re
     instruments = Instruments(header.header.instruments)
     recordings = []
     for number, take in groupby(Takes(len(instruments)).cut(read_log(paths)), key=itemgetter(0)):
-        keyframes = Keyframes(keyframe_rows)
         path = prefix if number == 1 else prefix.with_name(f"{prefix.name}-{number}")
-        recordings.append(write_recording(path, instruments, (keyframes.add(batch) for _, batch in take)))
+        batches: Iterator[Batch] = (batch for _, batch in take)
+        if keyframe_rows:
+            batches = map(Keyframes(keyframe_rows).add, batches)
+        recordings.append(write_recording(path, instruments, batches))
     return recordings
 
 

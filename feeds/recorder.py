@@ -27,6 +27,7 @@ import trio
 from feeds import clock
 from feeds.errors import RecordingError
 from feeds.feed import Feed
+from feeds.keyframes import EVERY_ROWS
 from feeds.layout import TABLES
 from feeds.records import Batch, Event, Marker
 from feeds.tapelog import (
@@ -61,6 +62,7 @@ class RecorderOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         buffer_rows: Rows that may wait to be written, besides those being written; one batch may in any case.
         segment_bytes: A segment of the log ends when it has this many bytes.
         segment_s: And when it is this old.
+        keyframe_rows: Rows of books between two keyframes in the recording; 0: none.
     """
 
     path: str
@@ -69,6 +71,7 @@ class RecorderOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     buffer_rows: Annotated[int, msgspec.Meta(ge=1)] = 1_000_000
     segment_bytes: Annotated[int, msgspec.Meta(ge=1)] = 256 << 20
     segment_s: Annotated[float, msgspec.Meta(gt=0)] = 3600.0
+    keyframe_rows: Annotated[int, msgspec.Meta(ge=0)] = EVERY_ROWS
 
 
 class RecorderStatistics(msgspec.Struct, frozen=True, kw_only=True):

@@ -81,7 +81,7 @@ async def test_another_server_is_recorded(tmp_path, autojump_clock, capsys):
                 await trio.sleep(0.1)
             for count in (1, 2, 3):
                 await house.trade(count)
-    finish(path)
+    finish(path, 0)
     assert capsys.readouterr().out.startswith(f"recorded {path}: 6 rows, ")
     assert trades_of(path).trade_id.tolist() == [1, 2, 3, 4, 5, 6]
 
@@ -94,5 +94,5 @@ async def test_recording_ends_with_the_feed(tmp_path, autojump_clock):
             await trio.lowlevel.checkpoint()
 
     await record(Over(), RecorderOptions(path=str(tmp_path / "day")))
-    finish(str(tmp_path / "day"))
+    finish(str(tmp_path / "day"), 0)
     assert list(tmp_path.iterdir()) == []

@@ -137,7 +137,7 @@ async def test_segments_end_by_time(tmp_path, autojump_clock):
     assert recording.told.segments == 4
 
 
-@pytest.mark.parametrize("keyframe_rows", [10**9, 400])
+@pytest.mark.parametrize("keyframe_rows", [0, 400])
 async def test_a_recorded_run_replays_to_the_digest_of_the_run(tmp_path, autojump_clock, keyframe_rows):
     happened = batches_of(simulated(rate=2000.0), 300)
     await recorded(tmp_path, lambda it: it.say(EPOCH, *happened), segment_bytes=100_000)

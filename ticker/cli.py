@@ -55,6 +55,15 @@ def _add_recording(commands: Any) -> None:  # noqa: ANN401
     record.add_argument("--seconds", type=float, default=math.inf, metavar="N", help="end after so many seconds")
     compact = commands.add_parser("compact", help="make a recording of a log that was left, after a crash for instance")
     compact.add_argument("name", metavar="NAME", help="folder and name of the recording")
+    compact.add_argument(
+        "--keyframes", type=_count, default=50_000, metavar="ROWS", help="rows of books between two; 0: none"
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of rows")
+    return int(text)
 
 
 def _add_serve(commands: Any) -> None:  # noqa: ANN401 - argparse has no public type for it
@@ -190,7 +199,7 @@ def _serve(args: argparse.Namespace) -> None:
     options = config.load(args.config, _flags(args))
     trio.run(app.serve, options, lambda line: print(line, flush=True))
     if options.record is not None:
-        record.finish(options.record.path)
+        record.finish(options.record.path, options.record.keyframe_rows)
 
 
 def _watch(args: argparse.Namespace) -> None:
@@ -212,16 +221,17 @@ def _record(args: argparse.Namespace) -> None:
 
     async def run() -> None:
         feed = await relay.open_relay(relay.RelayOptions(url=args.url, symbols=tuple(args.symbols)))
-        await record.record(feed, RecorderOptions(path=args.output), args.seconds)
+        await record.record(feed, options, args.seconds)
 
+    options = RecorderOptions(path=args.output)
     trio.run(run)
-    record.finish(args.output)
+    record.finish(options.path, options.keyframe_rows)
 
 
 def _compact(args: argparse.Namespace) -> None:
     from ticker import record
 
-    record.finish(args.name)
+    record.finish(args.name, args.keyframes)
 
 
 def _info(args: argparse.Namespace) -> None:

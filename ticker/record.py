@@ -46,13 +46,17 @@ async def record(feed: Feed, options: RecorderOptions, seconds: float = math.inf
             tasks.cancel_scope.cancel()
 
 
-def finish(path: str) -> None:
+def finish(path: str, keyframe_rows: int) -> None:
     """Make recordings of a log, and print what has become of it.
+
+    Args:
+        path: Folder and name.
+        keyframe_rows: Rows of books between two keyframes; 0: none.
 
     Raises:
         RecordingError: There is none, or it cannot be compacted; it is then still there.
     """
-    done = compact(path)
+    done = compact(path, keyframe_rows=keyframe_rows)
     for damage in done.damage:
         print(f"repaired {damage}")
     if not done.recordings:

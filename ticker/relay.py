@@ -207,7 +207,6 @@ class RelayFeed:
     def __init__(self, options: RelayOptions, instruments: Instruments) -> None:
         self.name = options.url
         self.instruments = instruments
-        self._options = options
         self._ids = {instrument.symbol: i for i, instrument in enumerate(instruments)}
         self._counts = dict.fromkeys(("messages", "rows", "connections", "holes", "missing", "mismatches"), 0)
         self._native = False
@@ -266,8 +265,8 @@ class RelayFeed:
 
     async def _follow(self, connection: Connection, out: trio.abc.SendChannel[Event]) -> None:
         """Subscribe, and pass on what comes until the server's feed has ended."""
-        if list(instruments_of(await connection.pairs(), self._options.symbols)) != list(self.instruments):
-            raise FeedError(f"{self.name} lists other pairs than before; start again")
+        if list(instruments_of(await connection.pairs(), list(self._ids))) != list(self.instruments):
+            raise FeedError(f"{self.name} says other things of its pairs than before; start again")
         self._native = connection.subprotocol == NATIVE
         resumed = [await self._subscribe(connection, channel, out) for channel in CHANNELS]
         if self._counts["connections"] and not any(resumed):
