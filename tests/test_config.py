@@ -34,6 +34,8 @@ def test_flags_go_before_the_file_and_the_file_before_the_defaults(tmp_path):
         ('[replay]\npath = "x"\nspeed = 5000.0', r"\[replay\].*speed"),
         ('[replay]\npath = "x"\ngap = "never"', r"\[replay\].*'keep', 'skip' or 'cap:SECONDS'"),
         ("[replay]\nspeed = 2.0", r"\[replay\].*path"),
+        ('[replay]\npath = "x"\n[relay]\nurl = "y"', r"a replay and a relay are two markets"),
+        ('[record]\npath = "x"\nflush_s = 0.0', r"\[record\] flush_s: Expected `float` >= 0.01"),
         ("port = ", r"market.toml is not valid TOML"),
     ],
 )

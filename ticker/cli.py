@@ -184,8 +184,6 @@ def _flags(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         if getattr(args, other) is not None and given["simulation"]:
             option = next(iter(given["simulation"]))
             raise ConfigError(f"--{option} is for the simulated market; leave it or --{other} out")
-    if given["replay"] and given["relay"]:
-        raise ConfigError("--replay and --relay are two markets; leave one out")
     if given["replay"] and args.replay is None and args.config is None:
         raise ConfigError(f"--{next(iter(given['replay']))} is for a replay; name a recording with --replay PATH")
     return {table: values for table, values in given.items() if values}

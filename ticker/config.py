@@ -88,6 +88,8 @@ def load(path: str | None, flags: dict[str, dict[str, Any]]) -> Options:
         tables[table] = {**tables.get(table, {}), **values}
     parts = {table: _convert(origin, table, values) for table, values in tables.items()}
     options = Options(**parts)  # type: ignore[arg-type]  # _TABLES gives each its type
+    if options.replay is not None and options.relay is not None:
+        raise ConfigError(f"{origin}a replay and a relay are two markets; leave one out")
     if options.server.host not in LOOPBACK and not options.server.insecure:
         raise ConfigError(
             f"--host {options.server.host} can be reached from other machines, and nothing is encrypted or "
