@@ -77,7 +77,7 @@ async def test_instruments_are_the_servers(autojump_clock):
     async with open_house(ScriptedFeed(INSTRUMENTS), tcp=True) as house:
         feed = await open_relay(RelayOptions(url=url_of(house)))
         assert list(feed.instruments) == list(INSTRUMENTS)  # aliases too
-        assert (feed.name, feed.mode) == (url_of(house), "relay")
+        assert (feed.name, feed.mode) == (f"relay-127.0.0.1-{house.port}", "relay")
         some = await open_relay(RelayOptions(url=url_of(house), symbols=("ETHUSDT",)))
         assert [i.symbol for i in some.instruments] == ["ETHUSDT"]
 

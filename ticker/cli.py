@@ -120,7 +120,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    handlers = {"serve": _serve, "watch": _watch, "info": _info, "token": _token, "record": _record, "compact": _compact}
+    handlers = {
+        "serve": _serve,
+        "watch": _watch,
+        "info": _info,
+        "token": _token,
+        "record": _record,
+        "compact": _compact,
+    }
     return _guarded(handlers[args.command], args)
 
 

@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any, Final, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
@@ -197,7 +199,8 @@ class RelayFeed:
     It comes back by itself when the connection is lost, with growing delays.
 
     Attributes:
-        name: The server's URL.
+        name: Of the server, "relay-127.0.0.1-8765": it may become part of a file's name.
+        url: Of the server.
         mode: "relay".
         instruments: The server's.
     """
@@ -205,7 +208,8 @@ class RelayFeed:
     mode = "relay"
 
     def __init__(self, options: RelayOptions, instruments: Instruments) -> None:
-        self.name = options.url
+        self.name = "-".join(["relay", *re.findall(r"[\w.]+", urlsplit(options.url).netloc.rpartition("@")[2])])
+        self.url = options.url
         self.instruments = instruments
         self._ids = {instrument.symbol: i for i, instrument in enumerate(instruments)}
         self._counts = dict.fromkeys(("messages", "rows", "connections", "holes", "missing", "mismatches"), 0)
@@ -234,12 +238,12 @@ class RelayFeed:
                 that its own precisions cannot say.
         """
         self._forget()
-        await out.send(self._marker("epoch", f"{self.name} is relayed"))
+        await out.send(self._marker("epoch", f"{self.url} is relayed"))
         backoff = Backoff(random.Random())
         while True:
             started, away_s = trio.current_time(), 0.0
             try:
-                async with open_connection(self.name, subprotocols=(NATIVE,)) as connection:
+                async with open_connection(self.url, subprotocols=(NATIVE,)) as connection:
                     await self._follow(connection, out)
                     break
             except ConnectionRefused as error:
@@ -266,7 +270,7 @@ class RelayFeed:
     async def _follow(self, connection: Connection, out: trio.abc.SendChannel[Event]) -> None:
         """Subscribe, and pass on what comes until the server's feed has ended."""
         if list(instruments_of(await connection.pairs(), list(self._ids))) != list(self.instruments):
-            raise FeedError(f"{self.name} says other things of its pairs than before; start again")
+            raise FeedError(f"{self.url} says other things of its pairs than before; start again")
         self._native = connection.subprotocol == NATIVE
         resumed = [await self._subscribe(connection, channel, out) for channel in CHANNELS]
         if self._counts["connections"] and not any(resumed):
@@ -277,7 +281,7 @@ class RelayFeed:
             with trio.move_on_after(SILENCE_S) as silence:
                 message = await connection.receive()
             if silence.cancelled_caught:
-                raise ConnectionLost(f"{self.name}: nothing came for {SILENCE_S:.0f} s, not even a heartbeat")
+                raise ConnectionLost(f"{self.url}: nothing came for {SILENCE_S:.0f} s, not even a heartbeat")
             if message.get("channel") == "heartbeat":
                 before, ended = ended, _says_ended(message)
                 if before and ended:  # and nothing came between the two
@@ -301,7 +305,7 @@ class RelayFeed:
                 params["resume"] = {"epoch": self._epoch, "after": known}
         for reply in await connection.subscribe(channel, list(self._ids), **params):
             if not reply.get("success"):
-                raise FeedError(f"{self.name} refused {channel}: {reply.get('error')}")
+                raise FeedError(f"{self.url} refused {channel}: {reply.get('error')}")
             symbol, ext = reply["result"]["symbol"], reply.get("ext")
             if ext is None:
                 if self._counts["connections"]:
