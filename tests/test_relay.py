@@ -162,6 +162,25 @@ async def test_after_a_lost_connection_exactly_what_was_missed_comes(autojump_cl
         assert (told.connections, told.holes, told.missing) == (2, 0, 0)
 
 
+async def test_after_too_long_an_absence_what_is_missing_is_counted_and_flagged(autojump_clock):
+    tape = Tape()
+    async with relayed() as relay:
+        await relay.after(tape.quotes((0, 999, 5, 1010, 6)))
+        await relay.after(tape.levels(0, (BUY, 999, 5), snapshot=True))
+        (session,) = relay.house.server.sessions.values()
+        relay.feed._epoch = relay.house.market.history.epoch
+        relay.feed._positions = {"trade": {"BTC/USD": 0}, "ticker": {"BTC/USD": -9}, "book": {"BTC/USD": -9}}
+        session.end(4008, "slow")  # and what was known is older than what is kept
+        await relay.house.wait_empty()
+        got = [await relay.next(), await relay.next()]
+        (quotes,) = [b.quotes for b in got if len(b.quotes)]
+        (levels,) = [b.levels for b in got if len(b.levels)]
+        assert quotes.flags.tolist() == [SNAPSHOT | GAP | LAST]
+        assert levels.flags.tolist() == [SNAPSHOT | GAP, SNAPSHOT | LAST]
+        told = relay.feed.statistics()
+        assert (told.holes, told.missing) == (2, 20)
+
+
 async def test_a_server_that_began_anew_is_a_new_epoch(autojump_clock):
     tape = Tape()
     async with relayed() as relay:
@@ -264,7 +283,7 @@ def trade_message(prev, last, n=1, *, epoch="e", conflated=0, dropped=0):
         (trade_message(4, 5), 3),
         (trade_message(1, 9, 1, dropped=7), 7),
         (trade_message(1, 9, 1, conflated=7), 7),
-        (trade_message(None, 9), 8),
+        (trade_message(None, 9), 7),
     ],
 )
 def test_a_hole_in_the_positions_is_counted_and_flagged(second, missing):

@@ -6,9 +6,10 @@ for exactly what was missed. A book is also kept here and compared with the serv
 something is missing, the next row is flagged GAP, and of a book a fresh snapshot is asked for.
 
 What is not what it was at the source: ``ts_recv`` is the wall time at which the message arrived here, ``ts_event`` the
-time in it, to the microsecond. Rows are numbered as they come, so the order *between* channels is the server's order of
-sending. Books have the best 1,000 levels of each side, by level. The ``cond`` of trades and the ids of orders are not
-sent. A server without the native profile conflates its ticker, which is where quotes come from.
+time in it, to the microsecond. Trades that come as a snapshot, after an absence, are flagged so. Rows are numbered as
+they come, so the order *between* channels is the server's order of sending. Books have the best 1,000 levels of each
+side, by level. The ``cond`` of trades and the ids of orders are not sent. A server without the native profile conflates
+its ticker, which is where quotes come from.
 
 It must not know of the server side of this package.
 """
@@ -313,13 +314,9 @@ class RelayFeed:
                 continue
             if (marker := self._begun(ext["epoch"])) is not None:
                 await out.send(marker)
-            if ext.get("recovered"):
-                resumed = True
-                continue
-            if (last := self._positions[channel].pop(symbol, None)) is not None:
-                self._hole(channel, symbol, ext["head"] - last)
-            if not params.get("snapshot", True):
-                self._positions[channel][symbol] = ext["head"]
+            resumed = resumed or bool(ext.get("recovered"))
+            if not params.get("snapshot", True):  # else the snapshot says where the stream stands
+                self._positions[channel].setdefault(symbol, ext["head"])
         return resumed
 
     def _begun(self, epoch: str) -> Marker | None:
@@ -336,21 +333,21 @@ class RelayFeed:
         self._counts["missing"] += missing
         self._gaps.add((channel, symbol))
 
-    def _account(self, channel: str, symbol: str, pos: Message) -> None:
-        """Compare the positions of a message with what is known of its stream."""
+    def _account(self, channel: str, symbol: str, pos: Message, rows: int) -> None:
+        """Compare the positions of a message with so many rows with what is known of its stream."""
         known = self._positions[channel]
         last, known[symbol] = known.get(symbol), pos["last"]
         if last is None:
             return
         missing = pos["dropped"]
-        if pos["prev"] is None:
-            missing += pos["last"] - last
+        if pos["prev"] is None:  # a snapshot: of a book or ticker the state, of trades the last ones
+            missing += max(0, pos["last"] - last - (rows if channel == "trade" else 0))
         else:
             missing += abs(pos["prev"] - last)
             missing += pos["conflated"] if channel != "book" else 0  # of a book: changes that do not show
-        if missing and not (channel == "book" and pos["prev"] is None):  # a snapshot of a book is whole again
+        if missing:
             self._hole(channel, symbol, missing)
-            if channel == "book":
+            if channel == "book" and pos["prev"] is not None:
                 self._ask_again[symbol] = None
 
     async def _resync(self, connection: Connection) -> None:
@@ -385,7 +382,7 @@ class RelayFeed:
             if pos is not None:
                 if (marker := self._begun(pos["epoch"])) is not None:
                     events.append(marker)
-                self._account(channel, symbol, pos)
+                self._account(channel, symbol, pos, len(message["data"]))
                 pos = None
             rows += [(self._ids[symbol], made) for made in self._rows(channel, row, message["type"] == "snapshot")]
         if rows:
