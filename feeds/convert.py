@@ -96,41 +96,44 @@ Progress = Callable[[int, int], object]
 
 
 class Conversion:
-    """Sources that have been found and whose formats are known.
+    """Sources that are to become one recording.
 
     Args:
         paths: Files, archives, or the prefixes of recordings; of rows received at the same instant those of the
             source that is named first come first.
         options: How to read them.
-
-    Raises:
-        RecordingError: A source is missing, or of no known format.
     """
 
     def __init__(self, paths: Sequence[Path], options: ConvertOptions) -> None:
-        self._options = options
+        self._paths, self._options = paths, options
         self._sources: list[tuple[int, Source, Format]] = []
         self._known: dict[str, Instrument] = {}
-        ranks: dict[Path, int] = {}  # files of one recording are one source
-        for path in (file for named in paths for file in _files(named)):
+
+    def _find(self) -> None:
+        """Find the sources, with their ranks and formats, and what is known of their instruments."""
+        self._sources.clear()
+        ranks: dict[Path, int] = {}  # of recordings, all of whose files have one
+        for path in (file for named in self._paths for file in _files(named)):
             part = _PART.fullmatch(path.name)
-            recording = path.with_name(part[1]) if part else path
-            rank = ranks.setdefault(recording, len(ranks))
             if part and part[2] == "instruments":
                 self._known |= {instrument.symbol: instrument for instrument in read_instruments(path)}
-            else:
-                self._add(rank, path)
+                continue
+            for source in open_sources(path, skip_bad=self._options.skip_bad):
+                rank = len(self._sources)
+                if part:
+                    rank = ranks.setdefault(path.with_name(part[1]), rank)
+                self._sources.append((rank, source, self._format(source)))
 
-    def _add(self, rank: int, path: Path) -> None:
-        for source in open_sources(path, skip_bad=self._options.skip_bad):
-            name = self._options.format
-            self._sources.append((rank, source, formats.detect(source) if name is None else formats.by_name(name)))
+    def _format(self, source: Source) -> Format:
+        name = self._options.format
+        return formats.detect(source) if name is None else formats.by_name(name)
 
     def check(self, progress: Progress | None = None) -> Summary:
         """Read everything and write nothing; here books are looked at too.
 
         Raises:
-            RecordingError: A source cannot be read, or a row is bad and bad rows are not skipped.
+            RecordingError: A source is missing, of no known format or cannot be read; or a row is bad and bad rows
+                are not skipped.
         """
         return self._run(Survey(books=True), [], progress)
 
@@ -165,6 +168,7 @@ class Conversion:
         return summary
 
     def _run(self, survey: Survey, writers: Sequence[_Writer], progress: Progress | None) -> Summary:
+        self._find()
         inference, venues = layout.Inference(), _Venues()
         rows = dict.fromkeys(layout.TABLES, 0)
         for chunk in merged(list(self._tapes())):

@@ -6,6 +6,7 @@ import gzip
 import io
 import subprocess
 import sys
+import zipfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -109,6 +110,14 @@ def test_sources_are_merged_by_receive_time_and_at_one_instant_in_the_order_name
     assert ids(tmp_path / "ab") == ["b1", "a1", "a2", "a3", "b2", "a4", "b3"]
     assert ids(tmp_path / "ba") == ["b1", "a1", "b2", "a2", "a3", "b3", "a4"]
     assert pq.read_table(tmp_path / "ab.trades.parquet")["seq"].to_pylist() == list(range(7))
+
+
+def test_members_of_an_archive_come_in_the_order_of_their_names_at_one_instant(tmp_path):
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for name in ("b", "a"):
+            archive.write(trades(tmp_path / f"{name}.csv", (5, f"{name}1"), (5, f"{name}2")), f"{name}.csv")
+    conversion(tmp_path / "all.zip").write(tmp_path / "out")
+    assert ids(tmp_path / "out") == ["a1", "a2", "b1", "b2"]
 
 
 def test_a_year_of_daily_files_in_any_order_is_opened_one_after_the_other(tmp_path):

@@ -34,6 +34,7 @@ TABLES = {
     "replay": ("replayed feed", in_process("bench_replay")),
     "convert": ("vendors' files made into recordings", in_process("bench_convert")),
     "journal": ("journal of orders", in_process("bench_journal")),
+    "record": ("recorder", in_process("bench_record")),
 }
 
 
