@@ -13,7 +13,7 @@ import numpy as np
 
 from feeds.formats.source import Source
 
-#: Bytes in a block, about 16,000 lines of CSV; also the longest line there can be.
+#: Bytes in a block, about 16,000 lines of CSV; also the longest line, where a format does not say otherwise.
 BLOCK_BYTES: Final = 1 << 20
 
 
