@@ -8,24 +8,28 @@ import resource
 import signal
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import trio
 
+from feeds.clock import parse_gap
 from feeds.feed import Feed, Supervisor
 from feeds.records import Batch
-from feeds.replay import ReplayFeed, ReplayOptions, parse_gap
+from feeds.replay import ReplayFeed, ReplayOptions
 from feeds.simulate import SimulatedFeed
 from feeds.store import open_recording
 from ticker.broadcast import Broadcaster
 from ticker.bus import Bus
 from ticker.config import Options
 from ticker.history import History, HistoryOptions
+from ticker.library import Library
 from ticker.listings import Listings
 from ticker.market import Market
 from ticker.metrics import Metrics
 from ticker.orders.exchange import Exchange
 from ticker.orders.gateway import Gateway
+from ticker.remote import PATH, Remote
+from ticker.replays import SETTLE_S, Replays
 from ticker.server import Server
 from ticker.stats import Stats
 from ticker.transport import open_listener
@@ -36,8 +40,6 @@ logger = logging.getLogger(__name__)
 #: A stopping server waits this long for its clients; with forced closes after it, it is gone within 5 s.
 DRAIN_S: Final = 2.5
 RECONNECT_AFTER_MS: Final = 1000
-#: A tape waits for its first subscriber, and then this long for the rest of its subscriptions.
-SETTLE_S: Final = 0.5
 
 
 def open_feed(options: Options, heard: trio.Event) -> Feed:
@@ -67,15 +69,35 @@ def _open_replay(options: ReplayOptions, heard: trio.Event) -> ReplayFeed:
         speed=options.speed,
         loop=options.loop,
         gap=parse_gap(options.gap),
+        hold_end=True,
         wait_start=wait_start,
     )
 
 
-def build_market(feed: Feed, heard: trio.Event, options: HistoryOptions) -> Market:
+def build_market(
+    feed: Feed, heard: trio.Event, options: HistoryOptions, origin: dict[str, Any] | None = None
+) -> Market:
     """Return a market with nothing in it yet."""
     history, listings = History(feed.instruments, options), Listings(feed.instruments)
     broadcaster = Broadcaster(history, listings, heard)
-    return Market(feed.name, feed.mode, history, listings, broadcaster, Gateway(Exchange(history), listings))
+    return Market(
+        name=feed.name,
+        mode=feed.mode,
+        history=history,
+        listings=listings,
+        broadcaster=broadcaster,
+        heard=heard,
+        playback=feed.playback if isinstance(feed, ReplayFeed) else None,
+        gateway=Gateway(Exchange(history), listings),
+        origin=origin or {},
+    )
+
+
+def _origin(options: Options, feed: Feed) -> dict[str, Any]:
+    """Return what ``status`` says about how to have the same market again."""
+    if feed.mode == "replay":
+        return {"source": feed.name}
+    return {"model": options.simulation.model, "seed": options.simulation.seed} if feed.mode == "sim" else {}
 
 
 async def serve(options: Options, announce: Callable[[str], None]) -> None:
@@ -102,15 +124,23 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
         options: Everything that can be set.
         announce: Called with one line once connections are accepted.
     """
-    market, supervisor = build_market(feed, heard, options.history), Supervisor(feed)
+    market, supervisor = build_market(feed, heard, options.history, _origin(options, feed)), Supervisor(feed)
+    replays = Replays(Library(options.replays.directory), options.replays, options.history)
+    remote = Remote(market)
     pages: dict[str, PageMaker] = {}
     server = Server(
-        market, Web(pages), options.server, session=options.session, guard=options.guard, trust=options.trust
+        market,
+        Web(pages, {PATH: remote.control}),
+        options.server,
+        session=options.session,
+        guard=options.guard,
+        trust=options.trust,
+        replays=replays,
     )
     metrics = Metrics(market, server, supervisor)
     stats = Stats(market, server, supervisor, metrics.loop_lag)
     pages |= {"/healthz": stats.health, "/api/stats": stats.stats, "/metrics": metrics.page}
-    pages |= {"/metrics/per-subscriber": metrics.subscribers_page}
+    pages |= {"/metrics/per-subscriber": metrics.subscribers_page, PATH: remote.state}
     _allow_many_files()
     _calm_collector()
     listener = open_listener(options.server.host, options.server.port)
@@ -127,6 +157,7 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
                 tasks.start_soon(_feed, supervisor, bus)
                 tasks.start_soon(market.broadcaster.run)
                 tasks.start_soon(market.gateway.run)
+                tasks.start_soon(replays.run)
                 tasks.start_soon(server.heartbeats)
                 tasks.start_soon(metrics.run)
                 tasks.start_soon(

@@ -62,6 +62,7 @@ def _add_serve(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
     simulated.add_argument("--model", metavar="NAME", help="price model: gbm or jump (default gbm)")
     replay = serve.add_argument_group("replay of a recording (begins with the first subscription)")
     replay.add_argument("--replay", metavar="PATH", help="a folder with one recording, its prefix, or a file of it")
+    replay.add_argument("--replays", metavar="DIR", help="a folder of recordings that clients may have replayed")
     replay.add_argument("--speed", metavar="X|max", help="tape seconds per second, 0.1 to 1000, or max (default 1)")
     replay.add_argument("--loop", action="store_true", default=None, help="begin again at the end")
     replay.add_argument(
@@ -118,7 +119,7 @@ def _flags(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         ConfigError: Flags of a simulated and of a replayed market were mixed.
         OptionError: A value has the wrong form.
     """
-    from feeds.replay import parse_speed
+    from feeds.playback import parse_speed
     from ticker.errors import ConfigError
 
     tables: dict[str, dict[str, Any]] = {
@@ -136,6 +137,7 @@ def _flags(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
             "loop": args.loop,
             "gap": args.gap,
         },
+        "replays": {"directory": args.replays},
     }
     given = {table: {k: v for k, v in values.items() if v is not None} for table, values in tables.items()}
     if args.replay is not None and given["simulation"]:

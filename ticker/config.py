@@ -18,6 +18,7 @@ from ticker.errors import ConfigError
 from ticker.guard import GuardOptions
 from ticker.head import TrustOptions
 from ticker.history import HistoryOptions
+from ticker.replays import ReplaysOptions
 from ticker.server import ServerOptions
 from ticker.session import SessionOptions
 
@@ -35,6 +36,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         history: How much is kept for those who missed it.
         simulation: The simulated market; used unless there is a replay.
         replay: A recording to replay.
+        replays: What clients may have replayed.
     """
 
     server: ServerOptions = ServerOptions()
@@ -44,6 +46,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     history: HistoryOptions = HistoryOptions()
     simulation: SimulationOptions = SimulationOptions()
     replay: ReplayOptions | None = None
+    replays: ReplaysOptions = ReplaysOptions()
 
 
 _TABLES: Final[dict[str, type[msgspec.Struct]]] = {
@@ -54,6 +57,7 @@ _TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "history": HistoryOptions,
     "simulation": SimulationOptions,
     "replay": ReplayOptions,
+    "replays": ReplaysOptions,
 }
 
 

@@ -22,6 +22,7 @@ from ticker.guard import FrameGuard, GuardOptions
 from ticker.head import BadHead, Head, TrustOptions, check_trust, check_upgrade, read_head
 from ticker.market import Market
 from ticker.outbox import Outbox
+from ticker.replays import Replays
 from ticker.session import Session, SessionOptions
 from ticker.transport import Transport
 from ticker.web import Web
@@ -184,8 +185,10 @@ class Server:
         session: SessionOptions,
         guard: GuardOptions,
         trust: TrustOptions,
+        replays: Replays | None = None,
     ) -> None:
         self._market = market
+        self._replays = replays
         self._web = web
         self._options = options
         self._session_options = session
@@ -285,7 +288,13 @@ class Server:
             stream.connection = connection
             stream.opened.set()
             session = Session(
-                next(self._ids), outbox, self._market, self._session_options, native=native, deflated=bool(extension)
+                next(self._ids),
+                outbox,
+                self._market,
+                self._session_options,
+                native=native,
+                deflated=bool(extension),
+                replays=self._replays,
             )
             self.sessions[session.id], self._outboxes[session.id] = session, outbox
             try:

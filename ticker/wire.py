@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
-from typing import Any, ClassVar, Final, Literal, NoReturn, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Final, Literal, NoReturn, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from feeds.clock import NS
 from ticker.errors import Code, RequestError
 
 API_VERSION: Final = "v2"
@@ -56,7 +58,8 @@ Encoding = Literal["json", "struct"]
 class SubscribeParams(msgspec.Struct, frozen=True):
     """Parameters of ``subscribe``, ``unsubscribe`` and ``resync``; which of them count depends on the channel.
 
-    Those from ``interval_ms`` on are the native profile's; they mean nothing to plain clients.
+    Those from ``interval_ms`` on are the native profile's; they mean nothing to plain clients. ``session`` is the
+    replay session whose market is meant; without it, the server's own.
     """
 
     #: Fields whose unknown words are those of another version, and passed over: the reply says what was granted.
@@ -80,13 +83,18 @@ class SubscribeParams(msgspec.Struct, frozen=True):
     numbers: Numbers | UnsetType = UNSET
     encoding: Encoding | UnsetType = UNSET
     resume: Resume | UnsetType = UNSET
+    session: str | UnsetType = UNSET
 
     @property
     def symbols(self) -> list[str]:
         """The symbols asked for; empty if none were given."""
-        if self.symbol is UNSET:
-            return []
-        return [self.symbol] if isinstance(self.symbol, str) else self.symbol
+        return _listed(self.symbol)
+
+
+def _listed(symbol: str | list[str] | UnsetType) -> list[str]:
+    if symbol is UNSET:
+        return []
+    return [symbol] if isinstance(symbol, str) else symbol
 
 
 class UpdateParams(msgspec.Struct, frozen=True):
@@ -94,6 +102,68 @@ class UpdateParams(msgspec.Struct, frozen=True):
 
     sub_id: int
     interval_ms: int
+
+
+#: RFC 3339, or ns UTC.
+Instant = str | int
+
+
+class ReplayStartParams(msgspec.Struct, frozen=True):
+    """Parameters of ``replay_start``.
+
+    Attributes:
+        source: A name of those that ``replay_sources`` lists.
+        session: The session to join, or to begin under this name; without one, a new session of one's own.
+        symbol: Only these of the recording.
+        start: "from": the tape begins here instead of at its first row.
+        end: "to": the tape ends here, this instant included.
+        speed: Tape seconds per second; 0: as fast as the slowest lossless subscriber reads.
+        start_paused: Whether it waits for ``resume``.
+        loop: Whether it begins again at the end.
+        gap: "keep", "skip" or "cap:SECONDS".
+    """
+
+    NUMBERS: ClassVar[tuple[str, ...]] = ("speed",)
+
+    source: str
+    session: str | UnsetType = UNSET
+    symbol: str | list[str] | UnsetType = UNSET
+    start: Instant | UnsetType = msgspec.field(name="from", default=UNSET)
+    end: Instant | UnsetType = msgspec.field(name="to", default=UNSET)
+    speed: Decimal = Decimal(1)
+    start_paused: bool = False
+    loop: bool = False
+    gap: str = "keep"
+
+    @property
+    def symbols(self) -> list[str]:
+        """The symbols asked for; empty if none were given."""
+        return _listed(self.symbol)
+
+
+class ReplayAction(msgspec.Struct, frozen=True):
+    """What is to become of a replay: the body of ``POST /api/replay``, and with a session ``replay_control``.
+
+    Attributes:
+        action: What to do.
+        to: ``seek``: where to; ``step``: until when, this instant included.
+        speed: ``speed``: tape seconds per second; 0: as fast as possible.
+        events: ``step``: how many events; 1 if neither this nor ``to`` is given.
+    """
+
+    NUMBERS: ClassVar[tuple[str, ...]] = ("speed",)
+
+    action: Literal["pause", "resume", "seek", "speed", "step", "stop"]
+    to: Instant | UnsetType = UNSET
+    speed: Decimal | UnsetType = UNSET
+    events: Annotated[int, msgspec.Meta(ge=1)] | UnsetType = UNSET
+
+
+class ReplayControlParams(ReplayAction, frozen=True, kw_only=True):
+    """Parameters of ``replay_control``; ``leave`` is to go without stopping it."""
+
+    action: Literal["pause", "resume", "seek", "speed", "step", "stop", "leave"]  # type: ignore[assignment]
+    session: str
 
 
 class AddOrderParams(msgspec.Struct, frozen=True):
@@ -142,11 +212,12 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     req_id: int | UnsetType = UNSET
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """A message of a channel whose rows are not market data."""
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A message of a channel whose rows are not market data; ``session`` where it is of a replay session."""
 
     channel: str
     type: Literal["snapshot", "update"]
+    session: str | UnsetType = UNSET
     data: Any
 
 
@@ -155,10 +226,13 @@ class StatusRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         system: ``online`` or ``maintenance``.
-        mode: ``sim`` or ``replay``: nothing simulated or replayed is labelled live.
+        mode: ``sim``, ``replay`` or ``relay``: nothing simulated or replayed is labelled live.
         reconnect_after_ms: Before a planned stop: when it is worth coming back.
         epoch: Native profile: the present numbering.
         limits: Native profile: what one connection may do.
+        source: Native profile: the recording of a replay.
+        speed: Native profile: tape seconds per second of a replay; 0: as fast as possible.
+        model, seed: Native profile: of a simulation.
     """
 
     system: Literal["online", "maintenance"]
@@ -169,6 +243,10 @@ class StatusRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reconnect_after_ms: int | UnsetType = UNSET
     epoch: str | UnsetType = UNSET
     limits: dict[str, Any] | UnsetType = UNSET
+    source: str | UnsetType = UNSET
+    speed: float | UnsetType = UNSET
+    model: str | UnsetType = UNSET
+    seed: int | UnsetType = UNSET
 
 
 class NativeHeartbeat(msgspec.Struct, frozen=True, kw_only=True):
@@ -209,6 +287,8 @@ HEARTBEAT: Final = b'{"channel":"heartbeat"}'
 
 encode = msgspec.json.Encoder(decimal_format="number").encode
 
+_RFC3339: Final = re.compile(r"(\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _FIELD: Final = re.compile(r"(?:at `\$\.|field `)(\w+)")
 _Params = TypeVar("_Params", bound=msgspec.Struct)
 
@@ -251,6 +331,45 @@ def params_of(request: Request, kind: type[_Params]) -> _Params:
         found = _FIELD.search(str(error))
         text, field = f"{request.method}: {error}"[:MAX_ECHO], found[1] if found else None
         raise RequestError(text, Code.INVALID_FIELD, field=field) from None
+
+
+def params_in(text: str, what: str, kind: type[_Params]) -> _Params:
+    """Read the JSON body of a page request as strictly as a request's parameters.
+
+    Args:
+        text: The body.
+        what: What the error calls it.
+        kind: What it is to be.
+
+    Raises:
+        RequestError: It is not JSON of the accepted kind, or a field is missing or has the wrong type.
+    """
+    raw = _loads(text)
+    if not isinstance(raw, dict):
+        raise RequestError(f"{what}: the body is an object", Code.INVALID_REQUEST)
+    return params_of(Request(what, raw), kind)
+
+
+def instant_ns(value: Instant, field: str) -> int:
+    """Return an instant (int ns UTC) that a client gave as RFC 3339, to the nanosecond, or as ns.
+
+    Raises:
+        RequestError: It is no such instant; the text names the field.
+    """
+    if isinstance(value, int):
+        return value
+    found = _RFC3339.fullmatch(value)
+    try:
+        if found is None:
+            raise ValueError("not RFC 3339")
+        seconds = datetime.fromisoformat(f"{found[1].upper()}{found[3].upper()}") - _EPOCH
+    except (ValueError, OverflowError):
+        text = f"{field} {value[:64]!r} is no time such as 2024-08-08T23:56:00.5Z, nor nanoseconds since 1970"
+        raise RequestError(text, Code.BAD_TIME, field=field) from None
+    ns = (seconds.days * 86_400 + seconds.seconds) * NS + int((found[2] or "0").ljust(9, "0"))
+    if not -(2**63) < ns < 2**63:
+        raise RequestError(f"{field} {value[:64]!r} is beyond the years 1678 to 2262", Code.BAD_TIME, field=field)
+    return ns
 
 
 def _loads(text: str) -> Any:  # noqa: ANN401 - JSON
