@@ -12,9 +12,10 @@ from typing import Final
 
 import trio
 
+from feeds.clock import parse_gap
 from feeds.feed import Feed, Supervisor
 from feeds.records import Batch
-from feeds.replay import ReplayFeed, ReplayOptions, parse_gap
+from feeds.replay import ReplayFeed, ReplayOptions
 from feeds.simulate import SimulatedFeed
 from feeds.store import open_recording
 from ticker.broadcast import Broadcaster

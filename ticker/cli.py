@@ -118,7 +118,7 @@ def _flags(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         ConfigError: Flags of a simulated and of a replayed market were mixed.
         OptionError: A value has the wrong form.
     """
-    from feeds.replay import parse_speed
+    from feeds.playback import parse_speed
     from ticker.errors import ConfigError
 
     tables: dict[str, dict[str, Any]] = {
