@@ -31,7 +31,7 @@ def test_flags_go_before_the_file_and_the_file_before_the_defaults(tmp_path):
         ('[server]\nport = "1"', r"\[server\] port: Expected `int`, got `str`"),
         ("[server]\nport = 70000", r"\[server\] port: Expected `int` <= 65535"),
         ("[session]\nticker_interval_ms = -1", r"\[session\] ticker_interval_ms: Expected `int` >= 0"),
-        ('[replay]\npath = "x"\nspeed = 5000.0', r"\[replay\].*speed"),
+        ('[replay]\npath = "x"\nspeed = 50000.0', r"\[replay\].*speed"),
         ('[replay]\npath = "x"\ngap = "never"', r"\[replay\].*'keep', 'skip' or 'cap:SECONDS'"),
         ("[replay]\nspeed = 2.0", r"\[replay\].*path"),
         ("port = ", r"market.toml is not valid TOML"),

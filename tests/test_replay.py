@@ -9,23 +9,13 @@ import numpy as np
 import pytest
 import trio
 
-from feeds.clock import NS
+from feeds.clock import KEEP, NS, SKIP, GapPolicy, cap, parse_gap
 from feeds.errors import OptionError, RecordingError
 from feeds.instruments import Instrument, Instruments
+from feeds.merge import Merge, whole_instants
+from feeds.playback import LatenessHistogram, parse_speed
 from feeds.records import LAST, SNAPSHOT, Batch, Levels, Marker, Quotes, StreamDigest, Trades
-from feeds.replay import (
-    KEEP,
-    SKIP,
-    GapPolicy,
-    LatenessHistogram,
-    Merge,
-    ReplayFeed,
-    ReplayOptions,
-    cap,
-    parse_gap,
-    parse_speed,
-    whole_instants,
-)
+from feeds.replay import ReplayFeed, ReplayOptions
 from feeds.store import open_recording, write_recording
 
 RECORDINGS = Path(__file__).parents[2] / "shared" / "data" / "recordings"
@@ -116,9 +106,9 @@ def test_no_chunks_no_instants():
 def loaded(trades=(), quotes=(), levels=()):
     merge = Merge()
     for source, table, ts in (
-        (merge.trades, Trades, trades),
-        (merge.quotes, Quotes, quotes),
-        (merge.levels, Levels, levels),
+        (merge.trades[0], Trades, trades),
+        (merge.quotes[0], Quotes, quotes),
+        (merge.levels[0], Levels, levels),
     ):
         assert source.hungry
         source.load(rows_at(table, ts, range(len(ts))) if ts else None)
@@ -141,19 +131,19 @@ def test_merge_takes_what_is_due_from_every_table():
 def test_merge_stops_where_a_table_must_be_loaded_first():
     merge = loaded(trades=[1, 5], quotes=[2, 3, 8, 9])
     assert parts(merge.take(100)) == ([1, 5], [2, 3], [])
-    assert merge.trades.hungry
-    assert not merge.quotes.hungry
-    merge.trades.load(rows_at(Trades, [6], [2]))
+    assert merge.trades[0].hungry
+    assert not merge.quotes[0].hungry
+    merge.trades[0].load(rows_at(Trades, [6], [2]))
     assert parts(merge.take(100)) == ([6], [], [])
-    merge.trades.load(None)
+    merge.trades[0].load(None)
     assert parts(merge.take(100)) == ([], [8, 9], [])
-    merge.quotes.load(None)
+    merge.quotes[0].load(None)
     assert merge.next_ns() is None
 
 
 @pytest.mark.parametrize(("rows", "instant"), [(1, 1), (2, 2), (3, 5), (4, 5), (5, 5), (6, 9), (99, 9)])
 def test_instant_after_so_many_rows(rows, instant):
-    assert loaded(trades=[1, 5], quotes=[2, 5], levels=[5, 9]).after_rows(rows) == instant
+    assert loaded(trades=[1, 5], quotes=[2, 5], levels=[5, 9]).within(9, rows) == instant
 
 
 @pytest.mark.parametrize(("upto", "instant"), [(4, 4), (19, 19), (21, 10), (35, 10), (11, 11)])
@@ -414,7 +404,7 @@ async def test_a_cancel_leaves_no_file_open(tmp_path, autojump_clock):
     closed = []
 
     class Watched:
-        name, instruments, start_ns, end_ns = "w", ONE, T0, T0 + NS
+        name, instruments, start_ns, end_ns = "w", ONE, T0, T0 + 1000 * NS
 
         def trades(self):
             try:
@@ -467,15 +457,15 @@ async def test_reading_runs_ahead_by_one_chunk_only(tmp_path, autojump_clock):
 
 
 @pytest.mark.parametrize(
-    ("text", "speed"), [("1", 1.0), ("10x", 10.0), ("0.1", 0.1), ("1000", 1000.0), (" MAX ", math.inf)]
+    ("text", "speed"), [("1", 1.0), ("10x", 10.0), ("0.01", 0.01), ("10000", 10_000.0), (" MAX ", math.inf)]
 )
 def test_speeds(text, speed):
     assert parse_speed(text) == speed
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "0.09", "1001", "nan", "fast", "", "x"])
+@pytest.mark.parametrize("text", ["0", "-1", "0.009", "10001", "nan", "fast", "", "x"])
 def test_wrong_speeds(text):
-    with pytest.raises(OptionError, match=rf"speed '{text}' is not a number from 0.1 to 1000, or 'max'"):
+    with pytest.raises(OptionError, match=rf"speed '{text}' is not a number from 0.01 to 10,000, or 'max'"):
         parse_speed(text)
 
 
@@ -504,8 +494,8 @@ def test_options_are_checked_where_they_are_read():
 
 
 def test_the_feed_refuses_a_speed_out_of_range(tmp_path):
-    with pytest.raises(OptionError, match=r"speed 0\.01"):
-        ReplayFeed(recorded(tmp_path, trades=[0]), speed=0.01)
+    with pytest.raises(OptionError, match=r"speed 0\.001"):
+        ReplayFeed(recorded(tmp_path, trades=[0]), speed=0.001)
 
 
 # --- lateness
