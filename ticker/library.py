@@ -55,8 +55,11 @@ class Library:
         try:
             return open_recording(self._folder / name)
         except FeedError as error:
-            text = str(error).replace(f"{self._folder}/", "")
-            raise RequestError(text[:MAX_ECHO], Code.UNREADABLE_SOURCE, field="source") from error
+            raise RequestError(self.explained(error), Code.UNREADABLE_SOURCE, field="source") from error
+
+    def explained(self, error: BaseException) -> str:
+        """Return what is wrong with a recording, without where the folder is."""
+        return str(error).replace(f"{self._folder}/", "")[:MAX_ECHO]
 
     def _files(self) -> dict[str, list[Path]]:
         """Return the files of every recording that lies wholly inside the folder, by name."""

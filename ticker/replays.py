@@ -111,6 +111,7 @@ class Replay:
         recording: The tape.
         options: For how long it waits, how often it says its digest.
         history: How much is kept for those who missed it; at least what one batch of the tape has.
+        explain: Returns what clients are told of an error.
 
     Raises:
         OptionError: Nothing of the tape is between ``from`` and ``to``.
@@ -125,11 +126,20 @@ class Replay:
         error: Why it has ended, if it was not stopped.
     """
 
-    def __init__(self, wish: Wish, recording: Recording, options: ReplaysOptions, history: HistoryOptions) -> None:
+    def __init__(
+        self,
+        wish: Wish,
+        recording: Recording,
+        options: ReplaysOptions,
+        history: HistoryOptions,
+        explain: Callable[[BaseException], str],
+    ) -> None:
         self.wish = wish
+        self._explain = explain
         self.members: dict[Member, None] = {}
         self.began = trio.Event()
         self.error = ""
+        self._over = False
         self._heard = trio.Event()
         self._selection = Selection(recording.instruments, wish.symbols)
         self._feed = ReplayFeed(
@@ -180,7 +190,9 @@ class Replay:
             self._life.deadline = trio.current_time() + self._linger_s
 
     def report(self) -> None:
-        """Tell everybody where the replay is."""
+        """Tell everybody where the replay is; that it has been stopped they hear once it is over."""
+        if self.playback.stopped and not self._over:
+            return
         row = self.row()
         for member in list(self.members):
             member.told(row)
@@ -199,12 +211,16 @@ class Replay:
             with self._life:
                 await self._play()
         except* FeedError as errors:
-            self.error = str(errors.exceptions[0])
-            logger.warning("replay %s of %s has ended: %s", self.wish.session, self.wish.source, self.error)
+            error: BaseException = errors
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            self.error = self._explain(error)
+            logger.warning("replay %s of %s has ended: %s", self.wish.session, self.wish.source, error)
         except* Exception:
             self.error = "internal error"
             logger.exception("replay %s of %s ended by a defect", self.wish.session, self.wish.source)
         self.playback.stop()
+        self._over = True
         self.began.set()
         self.report()
         for member in list(self.members):
@@ -358,7 +374,7 @@ class Replays:
         if not wish.session:
             wish = msgspec.structs.replace(wish, session=secrets.token_hex(8))
         try:
-            return Replay(wish, recording, self.options, self._history)
+            return Replay(wish, recording, self.options, self._history, self._library.explained)
         except OptionError as error:  # of the tape nothing is left between from and to
             raise RequestError(str(error), Code.BAD_TIME, field="from") from None
 
