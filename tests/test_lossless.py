@@ -117,7 +117,7 @@ async def test_who_leaves_is_not_waited_for_any_longer(autojump_clock, market, n
     assert player.sent == 10
 
 
-async def test_without_patience_the_tape_goes_on_and_who_is_too_slow_is_cut_off(autojump_clock, market, nursery) -> None:
+async def test_without_patience_the_tape_goes_on_and_the_slow_are_cut_off(autojump_clock, market, nursery) -> None:
     player, reader = Player(market, nursery), Reader(market, nursery, TRADES)
     player.patient = False
     reader.wire.set_room(0)
@@ -170,7 +170,7 @@ async def test_an_end_of_an_epoch_is_told_before_the_next_begins(autojump_clock,
 @pytest.fixture
 def folder(tmp_path):
     pen = Tape()
-    batches = [pen.trades(*[(who, BUY, 1000 + k, 1) for who in (BTC, ETH) for _ in range(3)]) for k in range(200)]
+    batches = [pen.trades(*[(who, BUY, 1000 + k, 1) for who in (BTC, ETH) for _ in range(15)]) for k in range(40)]
     write_recording(tmp_path / "day1", INSTRUMENTS, batches)
     return tmp_path
 
@@ -179,7 +179,7 @@ async def test_the_digests_are_the_same_at_any_speed(folder, autojump_clock) -> 
     autojump_clock.autojump_threshold = 0.02
     digests = {}
     async with opened(folder, digest_events=100) as house:
-        for speed in (0, 0.5, 10_000):
+        for speed in (0, 1, 10_000):
             peer = await house.visit(native=True)
             await start(peer, session=f"at{speed}", speed=speed)
             await peer.subscribe("trade", session=f"at{speed}")
@@ -197,7 +197,7 @@ async def test_the_digests_are_the_same_at_any_speed(folder, autojump_clock) -> 
     assert 1200 in common
     for events in common:
         assert len({seen[events] for seen in digests.values()}) == 1
-    assert set(digests[0.5]) == set(range(100, 1201, 100))
+    assert set(digests[1]) == set(range(100, 1201, 100))
 
 
 async def test_a_client_that_pauses_its_reading_loses_nothing(folder) -> None:

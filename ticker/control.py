@@ -37,7 +37,7 @@ def shown_speed(speed: float) -> float:
     """Return a speed as clients see it."""
     if math.isinf(speed):
         return 0
-    return int(speed) if speed.is_integer() else speed
+    return int(speed) if speed == int(speed) else speed
 
 
 def perform(market: Publication, wish: ReplayAction) -> None:

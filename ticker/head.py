@@ -127,7 +127,7 @@ async def read_body(transport: Transport, head: Head) -> bytes:
     length = head.headers.get("content-length", "")
     if not length.isdecimal() or "transfer-encoding" in head.headers:
         raise BadHead(411, "a content-length is required")
-    if len(length) > 9 or int(length) > MAX_BODY_BYTES:
+    if int(length) > MAX_BODY_BYTES:
         raise BadHead(413, f"a body may have {MAX_BODY_BYTES} bytes")
     data = head.rest
     with trio.move_on_after(BODY_DEADLINE_S) as deadline:

@@ -7,7 +7,8 @@ import os
 import sys
 import termios
 import tty
-from collections.abc import AsyncIterator, Iterator
+from collections import deque
+from collections.abc import Iterator
 from typing import Final
 
 import trio
@@ -29,8 +30,32 @@ def names(text: str) -> Iterator[str]:
         text = text[len(sequence) or 1 :]
 
 
+class Keys:
+    """Iterates over the keys that are pressed, by name, until the terminal is gone.
+
+    Args:
+        fd: The terminal.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._pressed: deque[str] = deque()
+
+    def __aiter__(self) -> Keys:
+        return self
+
+    async def __anext__(self) -> str:
+        while not self._pressed:
+            await trio.lowlevel.wait_readable(self._fd)
+            data = os.read(self._fd, 256)
+            if not data:
+                raise StopAsyncIteration
+            self._pressed.extend(names(data.decode(errors="replace")))
+        return self._pressed.popleft()
+
+
 @contextlib.contextmanager
-def single_keys() -> Iterator[AsyncIterator[str] | None]:
+def single_keys() -> Iterator[Keys | None]:
     """Have the terminal hand over each key at once and unseen; None where standard input is no terminal.
 
     Signals stay what they are: Ctrl-C still interrupts.
@@ -42,16 +67,6 @@ def single_keys() -> Iterator[AsyncIterator[str] | None]:
     before = termios.tcgetattr(fd)
     try:
         tty.setcbreak(fd)
-        yield _read(fd)
+        yield Keys(fd)
     finally:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
-
-
-async def _read(fd: int) -> AsyncIterator[str]:
-    while True:
-        await trio.lowlevel.wait_readable(fd)
-        data = os.read(fd, 256)
-        if not data:  # the terminal is gone
-            return
-        for name in names(data.decode(errors="replace")):
-            yield name
