@@ -170,6 +170,10 @@ class Orders:
         """Forget every order; the book is left as it is."""
         self._orders.clear()
 
+    def rows(self) -> list[tuple[int, int, int, int, int]]:
+        """Return the orders as rows that enter them: action, side, price ticks, qty lots, order id."""
+        return [(ADD, side, price, qty, order_id) for order_id, (side, price, qty) in self._orders.items()]
+
     def apply(self, action: int, order_id: int, side: int, price: int, qty: int) -> None:
         """Apply one row; ``price`` in ticks, ``qty`` in lots.
 
@@ -230,7 +234,7 @@ class _Line:
     def __init__(self) -> None:
         self.book = Book()
         self.orders = Orders(self.book)
-        self.in_snapshot = False  # the row before was part of a snapshot
+        self.in_snapshot = False  # the row before was part of a snapshot and not its last
         self.unfinished: BookEvent | None = None  # a snapshot whose LAST has not come
 
     def empty(self) -> None:
@@ -249,7 +253,7 @@ class _Line:
                 self.empty()
         else:
             ended, self.unfinished = self.unfinished, None
-        self.in_snapshot = bool(flags & SNAPSHOT)
+        self.in_snapshot = flags & (SNAPSHOT | LAST) == SNAPSHOT
         return ended
 
 
@@ -257,9 +261,9 @@ class Books:
     """The books of a market, one per instrument, made when first asked for.
 
     An event ends with its row flagged LAST. It does *not* end where the receive time changes: 2,691 of the 47,022
-    events of cme_ESH4_20231225 came in several packets. Rows of several instruments may interleave. A snapshot that
-    never sets LAST (CME by order) ends before the first row of its instrument that is not SNAPSHOT; it may begin
-    without CLEAR.
+    events of cme_ESH4_20231225 came in several packets. Rows of several instruments may interleave. A snapshot ends
+    with LAST, so that another may follow; one that never sets LAST (CME by order) ends before the first row of its
+    instrument that is not SNAPSHOT. It may begin without CLEAR.
 
     Args:
         marks_last: False for a source that never sets LAST outside snapshots. Then an event ends where instrument
@@ -274,6 +278,23 @@ class Books:
     def __getitem__(self, instrument: int) -> Book:
         """Return the book of an instrument by its dense id; always the same object until :meth:`reset`."""
         return self._line(instrument).book
+
+    def __iter__(self) -> Iterator[int]:
+        """Return the instruments of which there were rows, in the order of their dense ids."""
+        return iter(sorted(self._lines))
+
+    def rows(self, instrument: int) -> list[tuple[int, int, int, int, int]]:
+        """Return the rows that make a book out of nothing: a CLEAR, then its orders or, where it has none, its levels.
+
+        Each is action, side, price ticks, qty lots, order id; bids before offers, best first.
+        """
+        line = self._line(instrument)
+        levels = [
+            (SET, side, price, qty, 0)
+            for side in (BUY, SELL)
+            for price, qty in line.book.top(side, len(line.book.side(side)))
+        ]
+        return [(CLEAR, NO_SIDE, MISSING, 0, 0), *(line.orders.rows() or levels)]
 
     def apply(self, levels: Levels) -> Iterator[BookEvent]:
         """Apply rows in order and yield after each whole event.
