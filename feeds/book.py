@@ -234,7 +234,7 @@ class _Line:
     def __init__(self) -> None:
         self.book = Book()
         self.orders = Orders(self.book)
-        self.in_snapshot = False  # the row before was part of a snapshot and not its last
+        self.in_snapshot = False  # the row before was part of a snapshot
         self.unfinished: BookEvent | None = None  # a snapshot whose LAST has not come
 
     def empty(self) -> None:
@@ -253,7 +253,7 @@ class _Line:
                 self.empty()
         else:
             ended, self.unfinished = self.unfinished, None
-        self.in_snapshot = flags & (SNAPSHOT | LAST) == SNAPSHOT
+        self.in_snapshot = bool(flags & SNAPSHOT)
         return ended
 
 
@@ -261,9 +261,9 @@ class Books:
     """The books of a market, one per instrument, made when first asked for.
 
     An event ends with its row flagged LAST. It does *not* end where the receive time changes: 2,691 of the 47,022
-    events of cme_ESH4_20231225 came in several packets. Rows of several instruments may interleave. A snapshot ends
-    with LAST, so that another may follow; one that never sets LAST (CME by order) ends before the first row of its
-    instrument that is not SNAPSHOT. It may begin without CLEAR.
+    events of cme_ESH4_20231225 came in several packets. Rows of several instruments may interleave. A snapshot that
+    never sets LAST (CME by order) ends before the first row of its instrument that is not SNAPSHOT; it may begin
+    without CLEAR.
 
     Args:
         marks_last: False for a source that never sets LAST outside snapshots. Then an event ends where instrument
@@ -282,6 +282,10 @@ class Books:
     def __iter__(self) -> Iterator[int]:
         """Return the instruments of which there were rows, in the order of their dense ids."""
         return iter(sorted(self._lines))
+
+    def in_snapshot(self, instrument: int) -> bool:
+        """Whether a row flagged SNAPSHOT would continue a snapshot, not begin one."""
+        return self._line(instrument).in_snapshot
 
     def rows(self, instrument: int) -> list[tuple[int, int, int, int, int]]:
         """Return the rows that make a book out of nothing: a CLEAR, then its orders or, where it has none, its levels.

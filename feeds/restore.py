@@ -28,7 +28,7 @@ from feeds.tablereader import TableReader, times_of
 
 TableT = TypeVar("TableT", bound=Table)
 
-#: A row that changes no book, for what is flagged on a row after the CLEAR of an empty one.
+#: A row that changes no book: it removes a level that is not there.
 _NOTHING: Final = (SET, BUY, 0, 0, 0)
 
 
@@ -54,8 +54,9 @@ class Restorer:
         """Return the market as all rows received before an instant left it, as rows received at that instant.
 
         Books come first, each a CLEAR and then its orders or levels, flagged SNAPSHOT, the last one LAST too, and GAP
-        if something was lost since the book's last snapshot. Then the last quote of each instrument, with its own
-        ``ts_event``. ``seq`` counts up to -1.
+        if something was lost since the book's last snapshot. A row that changes nothing and is no part of the
+        snapshot follows, so that a snapshot of the tape that comes next is not taken for the rest of it. Then the
+        last quote of each instrument, with its own ``ts_event``. ``seq`` counts up to -1.
 
         Args:
             ts_ns: ns UTC.
@@ -130,8 +131,7 @@ class Restorer:
         if (in_snapshot := flags & SNAPSHOT != 0).any():
             order = np.argsort(ids, kind="stable")
             same = np.diff(ids[order], prepend=-2) == 0
-            unfinished = flags[order] & (SNAPSHOT | LAST) == SNAPSHOT
-            anew = np.where(same, ~np.roll(unfinished, 1), group == 0)
+            anew = np.where(same, ~np.roll(in_snapshot[order], 1), group == 0)
             found.append(order[in_snapshot[order] & anew])
         np.maximum.at(begins, ids[rows := np.concatenate(found)], rows)
         return begins
@@ -199,11 +199,14 @@ def restated(books: Books) -> Levels:
     for instrument in books:
         book, stale = books.rows(instrument), books[instrument].stale
         if stale and len(book) == 1:
+            book.append(_NOTHING)  # a loss is told after the row that empties the book
+        marks = [SNAPSHOT] * (len(book) - 1) + [SNAPSHOT | LAST | (GAP if stale else 0)]
+        if not books.in_snapshot(instrument):
             book.append(_NOTHING)
+            marks.append(LAST)
         rows += book
+        flags += marks
         ids += [instrument] * len(book)
-        flags += [SNAPSHOT] * len(book)
-        flags[-1] |= LAST | (GAP if stale else 0)
     if not rows:
         return Levels.empty()
     columns = zip(("action", "side", "price", "qty", "order_id"), zip(*rows, strict=True), strict=True)

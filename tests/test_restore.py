@@ -1,6 +1,5 @@
 """The state of a market at an instant: whatever lies before it, it is what playing from the start leaves."""
 
-import bisect
 import itertools
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from feeds.records import (
     Levels,
     Quotes,
 )
-from feeds.store import open_recording, write_recording
+from feeds.store import open_recording
 
 RECORDINGS = Path(__file__).parents[2] / "shared" / "data" / "recordings"
 real = pytest.mark.skipif(not RECORDINGS.is_dir(), reason="the shared recordings are not here")
@@ -63,17 +62,23 @@ def book_states(books, instruments):
     }
 
 
-def played(recording, ts_ns):
-    """Books and last quotes after all rows before an instant, in the slow and certain way."""
-    books, quotes = Books(), {}
-    for levels in recording.levels():
-        for _ in books.apply(levels.slice(0, int(levels.ts_recv.searchsorted(ts_ns)))):
+def told(quotes):
+    columns = (quotes.instrument, quotes.ts_event, quotes.bid_px, quotes.bid_qty, quotes.ask_px, quotes.ask_qty)
+    return {i: row for i, *row in zip(*(c.tolist() for c in columns), strict=True)}
+
+
+def played(recording, instants):
+    """Books and last quotes after all rows before each instant, in ascending order, in the slow and certain way."""
+    levels, quotes = (Levels.concatenate(list(recording.levels())), Quotes.concatenate(list(recording.quotes())))
+    books, states, done = Books(), [], 0
+    for ts_ns in instants:
+        count = int(levels.ts_recv.searchsorted(ts_ns))
+        for _ in books.apply(levels.slice(done, count)):
             pass
-    for table in recording.quotes():
-        rows = table.slice(0, int(table.ts_recv.searchsorted(ts_ns)))
-        columns = (rows.instrument, rows.ts_event, rows.bid_px, rows.bid_qty, rows.ask_px, rows.ask_qty)
-        quotes |= {i: row for i, *row in zip(*(c.tolist() for c in columns), strict=True)}
-    return book_states(books, len(recording.instruments)), quotes
+        done = count
+        last = told(quotes.slice(0, int(quotes.ts_recv.searchsorted(ts_ns))))
+        states.append((book_states(books, len(recording.instruments)), last))
+    return states
 
 
 def restored(recording, ts_ns):
@@ -84,28 +89,27 @@ def restored(recording, ts_ns):
     assert not len(state.trades)
     assert set(levels.ts_recv.tolist() + quotes.ts_recv.tolist()) <= {ts_ns}
     assert np.concatenate((levels.seq, quotes.seq)).tolist() == list(range(-len(state), 0))
-    assert (levels.flags & SNAPSHOT).all()
     for _, rows in itertools.groupby(range(len(levels)), key=levels.instrument.tolist().__getitem__):
-        first, *others = list(rows)
-        assert levels.action[first] == CLEAR
-        assert [bool(f & LAST) for f in levels.flags[[first, *others]]] == [False] * len(others) + [True]
+        places = list(rows)
+        flags = levels.flags[places].tolist()
+        assert levels.action[places[0]] == CLEAR
+        snapshot = [f for f in flags if f & SNAPSHOT]
+        assert flags[len(snapshot) :] in ([], [LAST])
+        assert [bool(f & LAST) for f in snapshot] == [False] * (len(snapshot) - 1) + [True]
     books = Books()
-    events = list(books.apply(levels))
-    assert all(e.snapshot for e in events)
-    assert len({e.instrument for e in events}) == len(events)
-    columns = (quotes.instrument, quotes.ts_event, quotes.bid_px, quotes.bid_qty, quotes.ask_px, quotes.ask_qty)
-    last = {i: row for i, *row in zip(*(c.tolist() for c in columns), strict=True)}
-    assert len(last) == len(quotes)
-    return book_states(books, len(recording.instruments)), last
+    events = [e.instrument for e in books.apply(levels) if e.snapshot]
+    assert len(set(events)) == len(events)
+    assert len(told(quotes)) == len(quotes)
+    return book_states(books, len(recording.instruments)), told(quotes)
 
 
 @real
 @pytest.mark.parametrize("name", ["binance_spot_20240808", "cme_ESH4_20231225", "cme_ESU4_20240701"])
 def test_any_instant_of_a_real_tape_is_what_playing_there_leaves(name):
     recording = open_recording(RECORDINGS / name)
-    middle = [int(t) for t in np.linspace(recording.start_ns, recording.end_ns, 7)[1:-1]]
-    for ts_ns in (recording.start_ns, recording.start_ns + 1, *middle, recording.end_ns, recording.end_ns + 1):
-        assert restored(recording, ts_ns) == played(recording, ts_ns)
+    start, end = recording.start_ns, recording.end_ns
+    instants = [start, start + 1, *(start + (end - start) * share // 10 for share in (2, 5, 9)), end, end + 1]
+    assert [restored(recording, ts_ns) for ts_ns in instants] == played(recording, instants)
 
 
 @real
@@ -173,5 +177,21 @@ def test_any_instant_of_any_tape_is_what_playing_there_leaves(tmp_path_factory, 
     put(folder, "book", tape[0], group)
     put(folder, "quotes", tape[1], group)
     recording = open_recording(folder)
+    expected = dict(zip(sorted(at), played(recording, [T0 + offset for offset in sorted(at)]), strict=True))
     for offset in at:  # one after another, so that what was seen of row groups is used again
-        assert restored(recording, T0 + offset) == played(recording, T0 + offset)
+        assert restored(recording, T0 + offset) == expected[offset]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(tape=tapes(), at=st.integers(0, 80))
+def test_what_follows_the_restored_state_leads_where_the_whole_tape_leads(tmp_path_factory, tape, at):
+    """Caught in the act: a snapshot of the tape, without CLEAR, was taken for the rest of the restored one."""
+    folder = tmp_path_factory.mktemp("r")
+    put(folder, "book", tape[0], 4)
+    put(folder, "quotes", tape[1], 4)
+    recording = open_recording(folder)
+    books = Books()
+    for levels in (recording.state_before(T0 + at).levels, *recording.levels(T0 + at)):
+        for _ in books.apply(levels):
+            pass
+    assert book_states(books, len(recording.instruments)) == played(recording, [recording.end_ns + 1])[0][0]
