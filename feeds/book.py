@@ -170,6 +170,10 @@ class Orders:
         """Forget every order; the book is left as it is."""
         self._orders.clear()
 
+    def rows(self) -> list[tuple[int, int, int, int, int]]:
+        """Return the orders as rows that enter them: action, side, price ticks, qty lots, order id."""
+        return [(ADD, side, price, qty, order_id) for order_id, (side, price, qty) in self._orders.items()]
+
     def apply(self, action: int, order_id: int, side: int, price: int, qty: int) -> None:
         """Apply one row; ``price`` in ticks, ``qty`` in lots.
 
@@ -274,6 +278,27 @@ class Books:
     def __getitem__(self, instrument: int) -> Book:
         """Return the book of an instrument by its dense id; always the same object until :meth:`reset`."""
         return self._line(instrument).book
+
+    def __iter__(self) -> Iterator[int]:
+        """Return the instruments of which there were rows, in the order of their dense ids."""
+        return iter(sorted(self._lines))
+
+    def in_snapshot(self, instrument: int) -> bool:
+        """Whether a row flagged SNAPSHOT would continue a snapshot, not begin one."""
+        return self._line(instrument).in_snapshot
+
+    def rows(self, instrument: int) -> list[tuple[int, int, int, int, int]]:
+        """Return the rows that make a book out of nothing: a CLEAR, then its orders or, where it has none, its levels.
+
+        Each is action, side, price ticks, qty lots, order id; bids before offers, best first.
+        """
+        line = self._line(instrument)
+        levels = [
+            (SET, side, price, qty, 0)
+            for side in (BUY, SELL)
+            for price, qty in line.book.top(side, len(line.book.side(side)))
+        ]
+        return [(CLEAR, NO_SIDE, MISSING, 0, 0), *(line.orders.rows() or levels)]
 
     def apply(self, levels: Levels) -> Iterator[BookEvent]:
         """Apply rows in order and yield after each whole event.

@@ -114,7 +114,7 @@ class Trades(Table, frozen=True, kw_only=True):
         price: int64 ticks.
         qty: int64 lots; zero-size prints exist in real data.
         side: int8 aggressor: :data:`BUY`, :data:`SELL`, or :data:`NO_SIDE` where the venue did not say.
-        trade_id: int64, the venue's where it is a number, else counted per instrument from 1.
+        trade_id: int64, the venue's where it is a number, else its row in the recording, from 1.
     """
 
     DTYPES: ClassVar[dict[str, type[np.generic]]] = {

@@ -180,7 +180,7 @@ class ReplayFeed:
     def _tables(self, from_ns: int) -> list[Generator[Any, None, None]]:
         """Return the rows from an instant on, one stream for each track of the merge."""
         recording = self._recording
-        return [whole_instants(table()) for table in (recording.trades, recording.quotes, recording.levels)]
+        return [whole_instants(table(from_ns)) for table in (recording.trades, recording.quotes, recording.levels)]
 
     async def run(self, out: trio.abc.SendChannel[Event]) -> None:
         """Play the tape: an epoch marker, batches, and at the end an end marker or, in a loop, the next epoch.
@@ -215,6 +215,10 @@ class ReplayFeed:
     async def _begin(self, out: trio.abc.SendChannel[Event], ts_ns: int, reason: str, *, by_itself: bool) -> None:
         self.playback.begin_epoch(ts_ns, by_itself=by_itself)
         await out.send(Marker(kind="epoch", ts=ts_ns, reason=reason))
+        if ts_ns > self._recording.start_ns:
+            state = await trio.to_thread.run_sync(self._recording.state_before, ts_ns)
+            if len(state):
+                await out.send(state)
 
     async def _end(self, out: trio.abc.SendChannel[Event]) -> bool:
         """End the tape; return whether it goes on, because somebody has sought."""

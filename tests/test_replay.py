@@ -406,14 +406,14 @@ async def test_a_cancel_leaves_no_file_open(tmp_path, autojump_clock):
     class Watched:
         name, instruments, start_ns, end_ns = "w", ONE, T0, T0 + 1000 * NS
 
-        def trades(self):
+        def trades(self, from_ns):
             try:
                 for second in itertools.count():
                     yield rows_at(Trades, [T0 + second * NS], [second])
             finally:
                 closed.append("trades")
 
-        def quotes(self):
+        def quotes(self, from_ns):
             yield from ()
 
         levels = quotes
@@ -433,12 +433,12 @@ async def test_reading_runs_ahead_by_one_chunk_only(tmp_path, autojump_clock):
     class Counting:
         name, instruments, start_ns, end_ns = "c", ONE, T0, T0 + 100 * NS
 
-        def trades(self):
+        def trades(self, from_ns):
             for second in range(100):
                 read.append(second)
                 yield rows_at(Trades, [T0 + second * NS], [second])
 
-        def quotes(self):
+        def quotes(self, from_ns):
             yield from ()
 
         levels = quotes
