@@ -49,7 +49,7 @@ async def test_a_replay_is_looked_at_and_controlled(feed) -> None:
         await peer.subscribe("trade")
         first = await remote.state()
         assert (first["source"], first["speed"], first["progress"], first["rows"]) == ("day1", 10, 0, 0)
-        assert (first["from"], first["to"]) == ("2026-01-02T09:04:31.001000000Z", "2026-01-02T09:04:31.010000000Z")
+        assert (first["from"], first["to"]) == ("2026-01-02T09:04:31.001000000Z", "2026-01-02T09:04:31.010000001Z")
         await remote.control("step", events=3)
         assert len(await peer.trade_ids(3)) == 3
         assert (await remote.state())["rows"] == 3

@@ -86,8 +86,8 @@ async def test_a_recording_is_played_to_who_asked_for_it(folder) -> None:
         reply = await start(peer)
         assert reply["result"] == {
             "source": "day1", "session": "desk1", "symbol": ["BTC/USD", "ETHUSDT"],
-            "from": "2026-01-02T09:04:31.001000000Z", "to": "2026-01-02T09:04:31.041000000Z", "speed": 0,
-            "start_paused": True, "loop": False,
+            "from": "2026-01-02T09:04:31.001000000Z", "to": "2026-01-02T09:04:31.041000001Z", "speed": 0,
+            "start_paused": True, "loop": False, "gap": "keep",
         }  # fmt: skip
         assert reply["ext"]["model"] == "recording"
         reply = await ask(peer, "subscribe", channel="trade", symbol=["BTC/USD"], session="desk1")

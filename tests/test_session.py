@@ -217,7 +217,7 @@ async def test_a_session_that_ends_leaves_nothing_behind(autojump_clock, market,
 
 
 async def test_the_slowest_are_told_why_they_are_cut_off(autojump_clock, market, client):
-    client.session._data._subscriber.cut_off("too far behind")
+    client.session._data._own._subscriber.cut_off("too far behind")
     client.session.end(1001, "later")
     assert client.session.close == (4008, "too far behind")
 
@@ -348,6 +348,8 @@ async def test_every_message_of_a_replay_is_as_the_golden_transcript_has_it(
     autojump_clock, market, nursery, monkeypatch, tmp_path
 ):
     autojump_clock.autojump_threshold = 0.05  # recordings are read in a thread
+    monkeypatch.setattr("ticker.replays.LOOK_S", 1e6)  # rows of the clock come between others at any place
+    monkeypatch.setattr("ticker.replays.REPORT_S", 1e6)
     epochs = itertools.count(1)
     monkeypatch.setattr("ticker.history.secrets.token_hex", lambda _: f"e{next(epochs):07d}")
     tape, lines = Tape(), []

@@ -82,6 +82,11 @@ def _step(playback: Playback, wish: ReplayAction) -> None:
         raise RequestError("step takes events or to", Code.INVALID_FIELD, field="events")
 
 
+def span(playback: Playback) -> dict[str, str]:
+    """Return the part of the tape that is played, as JSON; "to" is the first instant after it."""
+    return {"from": rfc3339_exact(playback.start_ns), "to": rfc3339_exact(playback.end_ns + 1)}
+
+
 def standing(playback: Playback, epoch: str) -> dict[str, Any]:
     """Return where a replay is: state, speed, tape time, epoch and progress, as JSON."""
     figures = playback.statistics()

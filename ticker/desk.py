@@ -17,8 +17,8 @@ from feeds import clock
 from feeds.clock import parse_gap
 from feeds.errors import OptionError
 from ticker import __version__, wire
-from ticker.codec import rfc3339, rfc3339_exact
-from ticker.control import perform, shown_speed, speed_of
+from ticker.codec import rfc3339
+from ticker.control import perform, shown_speed, span, speed_of
 from ticker.errors import Code, RequestError
 from ticker.market import Publication
 from ticker.marketdata import Client, MarketData, SubscriptionStatistics, Terms
@@ -215,7 +215,7 @@ def understand(params: ReplayStartParams) -> Wish:
     if start_ns is not None and end_ns is not None and start_ns >= end_ns:
         raise RequestError("from is not before to", Code.BAD_TIME, field="to")
     try:
-        gap = parse_gap(params.gap)
+        parse_gap(params.gap)
     except OptionError as error:
         raise RequestError(str(error)[: wire.MAX_ECHO], Code.INVALID_FIELD, field="gap") from None
     return Wish(
@@ -227,7 +227,7 @@ def understand(params: ReplayStartParams) -> Wish:
         speed=speed_of(params.speed),
         start_paused=params.start_paused,
         loop=params.loop,
-        gap=gap,
+        gap=params.gap,
     )
 
 
@@ -239,10 +239,10 @@ def acknowledged(replay: Replay) -> tuple[dict[str, Any], dict[str, Any]]:
         "source": wish.source,
         "session": wish.session,
         "symbol": symbols,
-        "from": rfc3339_exact(playback.start_ns),
-        "to": rfc3339_exact(playback.end_ns),
+        **span(playback),
         "speed": shown_speed(playback.speed),
         "start_paused": wish.start_paused,
         "loop": wish.loop,
+        "gap": wish.gap,
     }
     return result, {"model": "recording", "version": __version__}

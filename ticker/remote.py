@@ -10,8 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ticker.codec import rfc3339_exact
-from ticker.control import perform, standing
+from ticker.control import perform, span, standing
 from ticker.errors import Code, RequestError
 from ticker.market import Publication
 from ticker.web import Page
@@ -48,10 +47,9 @@ class Remote:
         playback, history = self._market.playback, self._market.history
         if playback is None:
             return {"source": None}
-        span = {"from": rfc3339_exact(playback.start_ns), "to": rfc3339_exact(playback.end_ns)}
         figures = playback.statistics()
         rows = {"rows": figures.rows, "passes": figures.passes, "lateness_p99_ms": round(figures.lateness_p99_ms, 3)}
-        return {"source": self._market.name, **standing(playback, history.epoch), **span, **rows}
+        return {"source": self._market.name, **standing(playback, history.epoch), **span(playback), **rows}
 
 
 def _refusal(error: RequestError) -> Page:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, Protocol
 import msgspec
 import trio
 
-from feeds.clock import GapPolicy
+from feeds.clock import parse_gap
 from feeds.errors import FeedError, OptionError
 from feeds.pace import BATCH_ROWS
 from feeds.records import Batch, Marker
@@ -41,8 +41,9 @@ logger = logging.getLogger(__name__)
 
 #: A tape waits for its first subscriber, and then this long for the rest of its subscriptions.
 SETTLE_S: Final = 0.5
-#: Clients hear this often where a tape is that plays.
+#: Clients hear this often where a tape is that plays; one that stands still is looked at more often, for its steps.
 REPORT_S: Final = 1.0
+LOOK_S: Final = 0.1
 #: For how long a new epoch waits for lossless subscribers who have not yet taken the end of the last one.
 PATIENCE_S: Final = 2.0
 #: Requests that may wait for their recording to be opened.
@@ -79,7 +80,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
         speed: Tape seconds per second, or infinity.
         start_paused: Whether it waits to be resumed instead of for its first subscription.
         loop: Whether it begins again at its end.
-        gap: What becomes of silences.
+        gap: What becomes of silences, as :func:`feeds.clock.parse_gap` reads it.
     """
 
     session: str
@@ -90,7 +91,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     speed: float
     start_paused: bool
     loop: bool
-    gap: GapPolicy
+    gap: str
 
 
 class Member(Protocol):
@@ -139,6 +140,7 @@ class Replay:
         self.members: dict[Member, None] = {}
         self.began = trio.Event()
         self.error = ""
+        self._told: dict[str, Any] = {}  # the row that members heard last
         self._over = False
         self._heard = trio.Event()
         self._selection = Selection(recording.instruments, wish.symbols)
@@ -146,7 +148,7 @@ class Replay:
             recording,
             speed=wish.speed,
             loop=wish.loop,
-            gap=wish.gap,
+            gap=parse_gap(wish.gap),
             start_paused=wish.start_paused,
             from_ns=wish.start_ns,
             to_ns=wish.end_ns,
@@ -193,7 +195,7 @@ class Replay:
         """Tell everybody where the replay is; that it has been stopped they hear once it is over."""
         if self.playback.stopped and not self._over:
             return
-        row = self.row()
+        row = self._told = self.row()
         for member in list(self.members):
             member.told(row)
 
@@ -256,13 +258,10 @@ class Replay:
         self.report()
 
     async def _report_often(self) -> None:
-        told = ""
         while True:
-            await trio.sleep(REPORT_S)
-            state = self.playback.state
-            if state == "playing" or state != told:
+            await trio.sleep(REPORT_S if self.playback.state == "playing" else LOOK_S)
+            if self.row() != self._told:
                 self.report()
-            told = state
 
 
 def _roomy(options: HistoryOptions, instruments: int) -> HistoryOptions:

@@ -116,7 +116,7 @@ class ReplayStartParams(msgspec.Struct, frozen=True):
         session: The session to join, or to begin under this name; without one, a new session of one's own.
         symbol: Only these of the recording.
         start: "from": the tape begins here instead of at its first row.
-        end: "to": the tape ends here, this instant included.
+        end: "to": nothing of the tape at or after this instant is played.
         speed: Tape seconds per second; 0: as fast as the slowest lossless subscriber reads.
         start_paused: Whether it waits for ``resume``.
         loop: Whether it begins again at the end.
@@ -146,7 +146,7 @@ class ReplayAction(msgspec.Struct, frozen=True):
 
     Attributes:
         action: What to do.
-        to: ``seek``: where to; ``step``: until when, this instant included.
+        to: ``seek``: where to; ``step``: how far. The first row at or after it is the next.
         speed: ``speed``: tape seconds per second; 0: as fast as possible.
         events: ``step``: how many events; 1 if neither this nor ``to`` is given.
     """
