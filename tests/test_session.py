@@ -347,7 +347,7 @@ REPLAY_REQUESTS = [
 async def test_every_message_of_a_replay_is_as_the_golden_transcript_has_it(
     autojump_clock, market, nursery, monkeypatch, tmp_path
 ):
-    autojump_clock.autojump_threshold = 0.05  # recordings are read in a thread
+    autojump_clock.autojump_threshold = 0.1  # recordings are read in a thread
     monkeypatch.setattr("ticker.replays.LOOK_S", 1e6)  # rows of the clock come between others at any place
     monkeypatch.setattr("ticker.replays.REPORT_S", 1e6)
     epochs = itertools.count(1)
@@ -360,9 +360,11 @@ async def test_every_message_of_a_replay_is_as_the_golden_transcript_has_it(
     replays = Replays(Library(options.directory), options, HistoryOptions())
     nursery.start_soon(replays.run)
     client = Client(market, native=True, replays=replays)
-    for request in REPLAY_REQUESTS:
+    for number, request in enumerate(REPLAY_REQUESTS, 1):
         lines.append("-> " + request)
         client.session.receive(request)
+        while f'"req_id":{number}}}'.encode() not in client.wire.taken:
+            await trio.testing.wait_all_tasks_blocked(0.01)
         await trio.sleep(0.5)
         lines.extend("<- " + payload for payload in client.wire.payloads())
     compare("replay.txt", "\n".join(lines).replace(f'"version":"{__version__}"', '"version":"VERSION"') + "\n")

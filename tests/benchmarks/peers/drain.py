@@ -1,7 +1,8 @@
 """A client that replays a recording at speed 0 and does nothing with what comes but count its bytes.
 
-``python -m tests.benchmarks.peers.drain PORT SOURCE SUBSCRIPTION...``: subscriptions are JSON parameters. It prints a
-line of JSON: seconds from resuming to the end of the tape, bytes, and what the server says it delivered and dropped.
+``python -m tests.benchmarks.peers.drain PORT SOURCE SUBSCRIPTION...``: subscriptions are JSON parameters. It prints
+``ready``, gives others a moment to look at the server, and prints a line of JSON: seconds from resuming to the end of
+the tape, bytes, and what the server says it delivered and dropped.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import socket
 import sys
 import time
+from threading import Event
 from typing import Any
 
 from tests.serving import TEXT, client_frame, request_head
@@ -54,6 +56,8 @@ def main() -> None:
     for wish in wishes:
         client.send("subscribe", session=SESSION, **json.loads(wish))
         client.until(b'"success":')
+    print("ready", flush=True)
+    Event().wait(0.5)
     client.send("replay_control", session=SESSION, action="resume")
     began = time.perf_counter()
     size, _ = client.until(b'"state":"ended"')
