@@ -14,20 +14,22 @@ import trio
 
 from feeds.clock import parse_gap
 from feeds.feed import Feed, Supervisor
-from feeds.records import Batch
 from feeds.replay import ReplayFeed, ReplayOptions
 from feeds.simulate import SimulatedFeed
 from feeds.store import open_recording
+from feeds.tape import Tape
 from ticker.broadcast import Broadcaster
 from ticker.bus import Bus
 from ticker.config import Options
-from ticker.history import History, HistoryOptions
+from ticker.history import History
 from ticker.library import Library
 from ticker.listings import Listings
 from ticker.market import Market
 from ticker.metrics import Metrics
-from ticker.orders.exchange import Exchange
+from ticker.orders.accounts import demo_accounts, read_accounts
 from ticker.orders.gateway import Gateway
+from ticker.orders.journal import MEMORY, Journal, default_path
+from ticker.orders.models import UniformLatency
 from ticker.remote import PATH, Remote
 from ticker.replays import SETTLE_S, Replays
 from ticker.server import Server
@@ -74,12 +76,23 @@ def _open_replay(options: ReplayOptions, heard: trio.Event) -> ReplayFeed:
     )
 
 
-def build_market(
-    feed: Feed, heard: trio.Event, options: HistoryOptions, origin: dict[str, Any] | None = None
-) -> Market:
-    """Return a market with nothing in it yet."""
-    history, listings = History(feed.instruments, options), Listings(feed.instruments)
-    broadcaster = Broadcaster(history, listings, heard)
+def build_market(feed: Feed, heard: trio.Event, options: Options) -> Market:
+    """Return a market with nothing in it yet, whose orders have not been recovered.
+
+    Raises:
+        ConfigError: The file of accounts cannot be read.
+    """
+    history, listings = History(feed.instruments, options.history), Listings(feed.instruments)
+    broadcaster, orders = Broadcaster(history, listings, heard), options.orders
+    gateway = Gateway(
+        history,
+        listings,
+        Tape(history),
+        read_accounts(orders.accounts) if orders.accounts else demo_accounts(feed.instruments),
+        Journal(_journal_path(feed, options)),
+        latency=UniformLatency(orders.latency) if orders.latency.delays else None,
+        remembered=orders.remembered,
+    )
     return Market(
         name=feed.name,
         mode=feed.mode,
@@ -88,16 +101,24 @@ def build_market(
         broadcaster=broadcaster,
         heard=heard,
         playback=feed.playback if isinstance(feed, ReplayFeed) else None,
-        gateway=Gateway(Exchange(history), listings),
-        origin=origin or {},
+        gateway=gateway,
+        origin=_origin(options, feed),
     )
+
+
+def _journal_path(feed: Feed, options: Options) -> str:
+    if options.orders.journal:
+        return options.orders.journal
+    if not options.server.port:  # a server for the moment: nobody knows its address beforehand
+        return MEMORY
+    return str(default_path().with_name(f"{feed.name}-{options.server.port}.journal"))
 
 
 def _origin(options: Options, feed: Feed) -> dict[str, Any]:
     """Return what ``status`` says about how to have the same market again."""
-    if feed.mode == "replay":
-        return {"source": feed.name}
-    return {"model": options.simulation.model, "seed": options.simulation.seed} if feed.mode == "sim" else {}
+    if isinstance(feed, SimulatedFeed):
+        return {"model": options.simulation.model, "seed": options.simulation.seed}
+    return {"source": feed.name} if isinstance(feed, ReplayFeed) else {}
 
 
 async def serve(options: Options, announce: Callable[[str], None]) -> None:
@@ -108,7 +129,8 @@ async def serve(options: Options, announce: Callable[[str], None]) -> None:
         announce: Called with one line once connections are accepted.
 
     Raises:
-        ConfigError: The address cannot be had.
+        ConfigError: The address cannot be had, or the journal is that of another market.
+        JournalError: The journal cannot be read or written.
         FeedError: A recording cannot be read, at the start or later.
     """
     heard = trio.Event()
@@ -124,7 +146,7 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
         options: Everything that can be set.
         announce: Called with one line once connections are accepted.
     """
-    market, supervisor = build_market(feed, heard, options.history, _origin(options, feed)), Supervisor(feed)
+    market, supervisor = build_market(feed, heard, options), Supervisor(feed)
     replays = Replays(Library(options.replays.directory), options.replays, options.history)
     remote = Remote(market)
     pages: dict[str, PageMaker] = {}
@@ -142,14 +164,11 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
     pages |= {"/healthz": stats.health, "/api/stats": stats.stats, "/metrics": metrics.page}
     pages |= {"/metrics/per-subscriber": metrics.subscribers_page, PATH: remote.state}
     _allow_many_files()
-    _calm_collector()
     listener = open_listener(options.server.host, options.server.port)
+    await market.gateway.recover()
+    _calm_collector()
 
-    def on_batch(batch: Batch) -> None:
-        market.broadcaster.publish(batch)
-        market.gateway.market_moved(batch)
-
-    bus = Bus(on_batch, market.broadcaster.mark)
+    bus = Bus(market.happened, market.marked)
 
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as connections:  # outermost: what must drain ends last

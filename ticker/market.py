@@ -11,6 +11,7 @@ import msgspec
 import trio
 
 from feeds.playback import Playback
+from feeds.records import Batch, Marker
 from ticker.broadcast import Broadcaster
 from ticker.history import History
 from ticker.listings import Listings
@@ -49,3 +50,13 @@ class Market(Publication, frozen=True, kw_only=True):
 
     gateway: Gateway
     origin: dict[str, Any] = {}
+
+    def happened(self, batch: Batch) -> None:
+        """Take in what has happened; at one instant the tape comes first, then resting orders, then new requests."""
+        self.broadcaster.publish(batch)
+        self.gateway.market_moved(batch)
+
+    async def marked(self, marker: Marker) -> None:
+        """Take in a marker of the feed, once what came before it has been told."""
+        await self.broadcaster.mark(marker)
+        self.gateway.mark(marker)

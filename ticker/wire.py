@@ -166,28 +166,6 @@ class ReplayControlParams(ReplayAction, frozen=True, kw_only=True):
     session: str
 
 
-class AddOrderParams(msgspec.Struct, frozen=True):
-    """Parameters of ``add_order``."""
-
-    #: Fields that are JSON numbers; msgspec would also read a decimal from a string.
-    NUMBERS: ClassVar[tuple[str, ...]] = ("order_qty", "limit_price")
-
-    order_type: Literal["limit", "market"]
-    side: Literal["buy", "sell"]
-    symbol: str
-    order_qty: Decimal
-    limit_price: Decimal | UnsetType = UNSET
-    time_in_force: Literal["gtc", "ioc"] = "gtc"
-    cl_ord_id: str | UnsetType = UNSET
-
-
-class CancelOrderParams(msgspec.Struct, frozen=True):
-    """Parameters of ``cancel_order``: orders by either kind of id."""
-
-    order_id: list[str] = []
-    cl_ord_id: list[str] = []
-
-
 class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The answer to a request; a subscribe has one per symbol.
 
@@ -202,7 +180,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     method: str | UnsetType = UNSET
-    result: dict[str, Any] | UnsetType = UNSET
+    result: Any = UNSET
     error: str | UnsetType = UNSET
     symbol: str | UnsetType = UNSET
     success: bool | UnsetType = UNSET
@@ -230,6 +208,7 @@ class StatusRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         reconnect_after_ms: Before a planned stop: when it is worth coming back.
         epoch: Native profile: the present numbering.
         limits: Native profile: what one connection may do.
+        orders: Native profile: whether orders outlive the server: ``durable``, ``memory`` or ``unavailable``.
         source: Native profile: the recording of a replay.
         speed: Native profile: tape seconds per second of a replay; 0: as fast as possible.
         model, seed: Native profile: of a simulation.
@@ -243,6 +222,7 @@ class StatusRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reconnect_after_ms: int | UnsetType = UNSET
     epoch: str | UnsetType = UNSET
     limits: dict[str, Any] | UnsetType = UNSET
+    orders: str | UnsetType = UNSET
     source: str | UnsetType = UNSET
     speed: float | UnsetType = UNSET
     model: str | UnsetType = UNSET
@@ -315,12 +295,13 @@ def params_of(request: Request, kind: type[_Params]) -> _Params:
     Raises:
         RequestError: A field is missing or has the wrong type; the text names it.
     """
-    words = getattr(kind, "WORDS", {})
-    given = {
-        field: value
-        for field, value in (request.params or {}).items()
-        if field not in words or not isinstance(value, str) or value in words[field]
-    }
+    given, words = request.params or {}, getattr(kind, "WORDS", {})
+    if words:
+        given = {
+            field: value
+            for field, value in given.items()
+            if field not in words or not isinstance(value, str) or value in words[field]
+        }
     for field in getattr(kind, "NUMBERS", ()):
         if isinstance(given.get(field), str):
             text = f"{request.method}: Expected a number, got `str` - at `$.{field}`"
@@ -376,9 +357,7 @@ def _loads(text: str) -> Any:  # noqa: ANN401 - JSON
     if _depth_over(text, MAX_DEPTH):
         raise RequestError(f"JSON deeper than {MAX_DEPTH}", Code.INVALID_JSON)
     try:
-        value = json.loads(
-            text, parse_float=_number, parse_int=_integer, parse_constant=_constant, object_pairs_hook=_unique
-        )
+        value = _STRICT.decode(text)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
@@ -439,3 +418,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         raise ValueError("an object has a key twice")
     return value
+
+
+#: Made once: json.loads would make one for every request.
+_STRICT: Final = json.JSONDecoder(
+    parse_float=_number, parse_int=_integer, parse_constant=_constant, object_pairs_hook=_unique
+)
