@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import trio
 import trio.testing
 
-from feeds.records import BUY, SELL
+from feeds import layout
+from feeds.records import BUY, SELL, Marker
 from feeds.store import write_recording
 from tests.scripted import BTC, ETH, INSTRUMENTS, START_NS, Tape
 from tests.serving import House, Peer, open_house
@@ -372,6 +374,53 @@ async def test_a_client_that_left_while_its_recording_was_opened_holds_nothing(f
         await trio.sleep(6)
         other = await house.visit(native=True)
         await start(other, source="day2", session="desk2")
+
+
+# What breaks
+
+
+def damage(path, column: str) -> None:
+    """Make a column of a Parquet file unreadable; its footer and its other columns are as before."""
+    offset = pq.ParquetFile(path).metadata.row_group(0).column(layout.needed("trades").index(column)).data_page_offset
+    data = bytearray(path.read_bytes())
+    data[offset : offset + 40] = bytes(40)
+    path.write_bytes(data)
+
+
+async def test_a_recording_that_breaks_off_ends_the_replay_and_says_why(folder, caplog) -> None:
+    async with opened(folder) as house:
+        peer = await house.visit(native=True)
+        path = folder / "day1.trades.parquet"
+        damage(path, "price")
+        await start(peer)
+        await peer.subscribe("trade", session="desk1")
+        await ask(peer, "replay_control", session="desk1", action="resume")
+        assert (await row(peer, "stopped"))["error"].startswith("day1.trades.parquet: ")
+        assert code(await ask(peer, "replay_control", session="desk1", action="resume")) == "UNKNOWN_SESSION"
+        await start(peer, source="day2")
+
+
+async def test_a_defect_in_a_replay_costs_nobody_else_anything(folder, caplog, monkeypatch) -> None:
+    joined = trio.Event()
+
+    async def defect(self, out):
+        await out.send(Marker(kind="epoch", ts=START_NS, reason="start"))
+        await joined.wait()
+        raise ZeroDivisionError
+
+    async with opened(folder) as house:
+        peer = await house.visit(native=True)
+        with monkeypatch.context() as patch:
+            patch.setattr("feeds.replay.ReplayFeed.run", defect)
+            await start(peer)
+            joined.set()
+            assert (await row(peer, "stopped"))["error"] == "internal error"
+        with monkeypatch.context() as patch:
+            patch.setattr("ticker.library.Library.open", lambda *_: 1 / 0)
+            assert code(await ask(peer, "replay_start", source="day1", session="desk2")) == "UNAVAILABLE"
+        await start(peer)
+        assert len(caplog.records) == 2
+        caplog.clear()
 
 
 # Plain clients

@@ -349,6 +349,9 @@ class Replays:
             replay = await self._found(wish, nursery)
         except RequestError as error:
             refuse(error)
+        except Exception:  # one file must not end the server
+            logger.exception("%s could not be opened for a replay", wish.source)
+            refuse(RequestError("internal error", Code.UNAVAILABLE))
         else:
             welcome(replay)
 
