@@ -287,6 +287,23 @@ async def test_an_action_that_cannot_be_says_why_and_changes_nothing(folder, par
         assert await row(peer, "paused") == first
 
 
+async def test_a_stop_does_not_wait_for_who_reads_nothing(folder) -> None:
+    pen = Tape()
+    rows = [pen.trades(*[(BTC, BUY, 1000 + k, 1) for k in range(1000)]) for _ in range(40)]
+    write_recording(folder / "long", INSTRUMENTS, rows)
+    async with opened(folder) as house:
+        stalled, other = await house.visit(native=True), await house.visit(native=True)
+        for peer in (stalled, other):
+            await start(peer, source="long")
+        await stalled.subscribe("trade", session="desk1")
+        await ask(other, "replay_control", session="desk1", action="resume")
+        (session,) = [s for s in house.server.sessions.values() if s.statistics().subscriptions]
+        while not session._outbox.behind:
+            await trio.testing.wait_all_tasks_blocked()
+        await ask(other, "replay_control", session="desk1", action="stop")
+        assert (await row(other, "stopped"))["progress"] < 1
+
+
 # Together and apart
 
 

@@ -18,7 +18,7 @@ from feeds.clock import parse_gap
 from feeds.errors import OptionError
 from ticker import __version__, wire
 from ticker.codec import rfc3339
-from ticker.control import perform, shown_speed, span, speed_of
+from ticker.control import shown_speed, span, speed_of
 from ticker.errors import Code, RequestError
 from ticker.market import Publication
 from ticker.marketdata import Client, MarketData, SubscriptionStatistics, Terms
@@ -39,9 +39,6 @@ class Desk:
         market: The server's own.
         terms: What holds for the session.
         replays: What else it may look at; None: nothing.
-
-    Attributes:
-        methods: What the native profile can ask of it, by method.
     """
 
     def __init__(
@@ -55,7 +52,10 @@ class Desk:
         self._joined: dict[str, tuple[Replay, MarketData]] = {}
         self._asked = 0  # replays that it waits for
         self._gone = False
-        self.methods: dict[str, Callable[[Request, str], None]] = {
+
+    def methods(self) -> dict[str, Callable[[Request, str], None]]:
+        """Return what a client of the native profile can ask for here, by method."""
+        return {
             "update_subscription": self._update,
             "list_subscriptions": self._list,
             "replay_sources": self._sources,
@@ -72,11 +72,13 @@ class Desk:
     @property
     def active(self) -> bool:
         """Whether there is a subscription."""
-        return self._subscribed() > 0
+        return self._own.active or any(data.active for _, data in self._joined.values())
 
     @property
     def told_at(self) -> float:
         """Monotonic time (s) at which it was sent data last."""
+        if not self._joined:  # nearly always, and asked twice a second for every connection
+            return self._own.told_at
         return max(data.told_at for data in self._everywhere())
 
     def forget(self) -> None:
@@ -178,7 +180,7 @@ class Desk:
         if params.action == "leave":
             self._leave(params.session)
         else:
-            perform(replay.market, params)
+            replay.perform(params)
         given = {name: getattr(params, name) for name in ("to", "speed", "events")}
         done = {"session": params.session, "action": params.action}
         self._client.accept(request, time_in, done | {k: v for k, v in given.items() if v is not UNSET})

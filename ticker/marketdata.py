@@ -130,6 +130,11 @@ class MarketData:
         return self._market
 
     @property
+    def active(self) -> bool:
+        """Whether there is a subscription."""
+        return bool(self._subscriber.subscriptions)
+
+    @property
     def subscribed(self) -> int:
         """How many (channel, symbol) pairs there are."""
         return sum(len(subscription.listings) for subscription in self._subscriber.subscriptions.values())

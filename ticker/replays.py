@@ -28,7 +28,7 @@ from feeds.store import Recording
 from ticker.broadcast import Broadcaster
 from ticker.bus import PatientBus
 from ticker.checkpoints import Checkpoints
-from ticker.control import standing
+from ticker.control import perform, standing
 from ticker.errors import Code, RequestError
 from ticker.history import History, HistoryOptions
 from ticker.library import Library
@@ -36,6 +36,7 @@ from ticker.listings import Listings
 from ticker.market import Publication
 from ticker.prints import ROW_BYTES
 from ticker.selection import Selection
+from ticker.wire import ReplayAction
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +161,7 @@ class Replay:
         self._linger_s = options.linger_s
         self._checkpoints = Checkpoints(options.digest_events)
         self._life = trio.CancelScope(deadline=trio.current_time() + options.linger_s)
+        self._patience = trio.CancelScope()  # of the present wait for slow readers; a stopped tape has none
 
     def _published(self, options: HistoryOptions) -> Publication:
         instruments = self._selection.instruments
@@ -190,6 +192,12 @@ class Replay:
         del self.members[member]
         if not self.members:
             self._life.deadline = trio.current_time() + self._linger_s
+
+    def perform(self, wish: ReplayAction) -> None:
+        """Do with the tape what a member asks for; as :func:`ticker.control.perform`."""
+        perform(self.market, wish)
+        if self.playback.stopped:
+            self._patience.cancel()
 
     def report(self) -> None:
         """Tell everybody where the replay is; that it has been stopped they hear once it is over."""
@@ -229,7 +237,7 @@ class Replay:
             member.dismissed(self)
 
     async def _play(self) -> None:
-        bus = PatientBus(self._publish, self._mark, self._patient, self.market.broadcaster.wait_told)
+        bus = PatientBus(self._publish, self._mark, self._patient, self._wait_told)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.market.broadcaster.run)
             nursery.start_soon(self._report_often)
@@ -238,7 +246,12 @@ class Replay:
             nursery.cancel_scope.cancel()
 
     def _patient(self) -> bool:
-        return math.isinf(self.playback.speed) and not self.playback.stopped
+        return math.isinf(self.playback.speed)
+
+    async def _wait_told(self) -> None:
+        if not self.playback.stopped:
+            with trio.CancelScope() as self._patience:
+                await self.market.broadcaster.wait_told()
 
     def _publish(self, batch: Batch) -> None:
         batch = self._selection.of(batch)
@@ -291,9 +304,6 @@ class Replays:
         self._history = history
         self._replays: dict[str, Replay] = {}
         self._jobs, self._todo = trio.open_memory_channel[Callable[[trio.Nursery], Awaitable[None]]](QUEUE_DEPTH)
-
-    def __len__(self) -> int:
-        return len(self._replays)
 
     def ask_sources(self, answer: Callable[[list[str]], None], refuse: Callable[[RequestError], None]) -> None:
         """Have somebody told which recordings there are, or why nobody knows.
@@ -365,7 +375,7 @@ class Replays:
             text = f"session {wish.session} is a replay of another source"
             raise RequestError(text, Code.OTHER_SOURCE, field="source")
         if replay.playback.stopped:
-            raise RequestError(f"{wish.source} cannot be replayed: {replay.error}", Code.UNREADABLE_SOURCE)
+            raise RequestError(replay.error or "the session has just been stopped", Code.UNREADABLE_SOURCE)
         return replay
 
     async def _opened(self, wish: Wish) -> Replay:

@@ -109,7 +109,7 @@ class Session:
         )
         self._data = Desk(self, outbox, market, terms, replays)
         self._replies: list[bytes] | None = None  # while a message is answered: its replies so far
-        self._reads_instruments: set[str] = set()  # by session; empty: the server's own market
+        self._reads_instruments = False
         self._beaten_at = self._sent_so_far()
         self._methods: dict[str, Callable[[Request, str], None]] = {
             "ping": self._ping,
@@ -118,7 +118,7 @@ class Session:
             **dict.fromkeys(market.gateway.methods(native=native), self._order),
         }
         if native:
-            self._methods |= {"resync": self._resync, **self._data.methods}
+            self._methods |= {"resync": self._resync, **self._data.methods()}
 
     # Life
 
@@ -268,9 +268,10 @@ class Session:
 
     def _subscribe_instruments(self, request: Request, time_in: str, params: SubscribeParams) -> None:
         market = self._data.at(params).market
-        if market.listings.session in self._reads_instruments:
-            raise RequestError("Already subscribed", Code.ALREADY_SUBSCRIBED)
-        self._reads_instruments.add(market.listings.session)
+        if market is self._market:  # a replay lists its instruments whenever it is asked; they never change
+            if self._reads_instruments:
+                raise RequestError("Already subscribed", Code.ALREADY_SUBSCRIBED)
+            self._reads_instruments = True
         snapshot = params.snapshot is not False
         self.accept(request, time_in, {"channel": "instrument", "snapshot": snapshot, **market.listings.label})
         if snapshot:
@@ -278,11 +279,10 @@ class Session:
             self.send(wire.Message(channel="instrument", type="snapshot", data=data, **market.listings.label))
 
     def _unsubscribe_instruments(self, request: Request, time_in: str, params: SubscribeParams) -> None:
-        listings = self._data.at(params).market.listings
-        if listings.session not in self._reads_instruments:
+        if not self._reads_instruments or self._data.at(params).market is not self._market:
             raise RequestError("Subscription Not Found", Code.NOT_SUBSCRIBED)
-        self._reads_instruments.remove(listings.session)
-        self.accept(request, time_in, {"channel": "instrument", **listings.label})
+        self._reads_instruments = False
+        self.accept(request, time_in, {"channel": "instrument"})
 
     def _order(self, request: Request, time_in: str) -> None:
         self._market.gateway.submit(self, request, time_in)
