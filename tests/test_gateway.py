@@ -254,6 +254,43 @@ async def test_while_the_disk_is_away_requests_are_refused_and_orders_rest(tmp_p
         assert (rests["order_status"], x) == ("new", ("order_status", Code.UNKNOWN_ORDER))
 
 
+async def test_the_same_commands_at_the_same_instants_make_the_same_journal():
+    chains = []
+    for _ in range(2):
+        async with open_shop() as shop:
+            client = Client()
+            for number in range(40):
+                shop.buy(client, 90 + number % 12, 0.7, cl_ord_id=f"c{number}", ttl_ms=1000 + number)
+                if number % 7 == 0:
+                    shop.ask(client, "cancel_all")
+                await settled()  # at another time on the wall, and in other groups
+                shop.happen(shop.tape.trades((BTC, SELL, 900 + number, ONE)))
+            await settled()
+            chains.append((shop.journal.head, shop.journal.chain))
+    assert chains[0] == chains[1]
+
+
+@pytest.mark.parametrize("written", [False, True])
+@pytest.mark.parametrize("at", range(6))
+async def test_a_failure_at_any_write_loses_nothing_acknowledged_and_keeps_nothing_refused(tmp_path, at, written):
+    disk = FragileDisk(tmp_path / "j")
+    async with open_shop(journal=disk) as shop:
+        client, script = Client(), ["a", "b", "c", "d", "e", "f"]
+        for position, name in enumerate(script):
+            if position == at:
+                disk.fails = [written]
+            shop.buy(client, 90 + position, cl_ord_id=name)
+            await settled()
+        replies = dict(zip(script, [reply for _, reply in client.replies()], strict=True))
+        assert [name for name, reply in replies.items() if reply is Code.UNAVAILABLE] == [script[at]] * (not written)
+        for name, reply in replies.items():
+            shop.ask(client, "order_status", cl_ord_id=name)
+            await settled()
+            ((_, found),) = client.replies()
+            known = Code.UNKNOWN_ORDER if reply is Code.UNAVAILABLE else reply["order_id"]
+            assert (found if isinstance(found, Code) else found["order_id"]) == known
+
+
 async def test_a_clean_stop_leaves_a_snapshot_and_the_next_start_has_everything(tmp_path):
     async with open_shop(journal=Disk(tmp_path / "j")) as shop:
         client = Client()
