@@ -9,7 +9,7 @@ must not know of pacing: it hands out tables as fast as they are asked for.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -24,6 +24,7 @@ from feeds.instruments import Instruments
 from feeds.records import GAP, I64, LAST, MISSING, SNAPSHOT, Batch, Levels, Quotes, Table, Trades
 from feeds.restore import Restorer
 from feeds.tablereader import ROW_GROUP, TableReader, readable
+from feeds.tape import Source
 
 TableT = TypeVar("TableT", bound=Table)
 
@@ -53,6 +54,17 @@ class Recording:
         self.start_ns = min(file.start_ns for file in filled)
         self.end_ns = max(file.end_ns for file in filled)
         self._restorer = Restorer(self._files.get("book"), self._files.get("quotes"), instruments)
+
+    @property
+    def venue(self) -> str:
+        """What the first row says; empty if it says nothing. Reads a file."""
+        file = next(file for file in self._files.values() if file.rows)
+        return file.first_venue()
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """Itself: a tape of one source."""
+        return (self,)
 
     @property
     def rows(self) -> int:

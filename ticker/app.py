@@ -12,12 +12,10 @@ from typing import Final
 
 import trio
 
-from feeds.clock import parse_gap
 from feeds.feed import Feed, Supervisor
 from feeds.records import Batch
-from feeds.replay import ReplayFeed, ReplayOptions
+from feeds.replay import ReplayFeed, ReplayOptions, open_replay
 from feeds.simulate import SimulatedFeed
-from feeds.store import open_recording
 from ticker.broadcast import Broadcaster
 from ticker.bus import Bus
 from ticker.config import Options
@@ -63,13 +61,7 @@ def _open_replay(options: ReplayOptions, heard: trio.Event) -> ReplayFeed:
         await heard.wait()
         await trio.sleep(SETTLE_S)
 
-    return ReplayFeed(
-        open_recording(options.path),
-        speed=options.speed,
-        loop=options.loop,
-        gap=parse_gap(options.gap),
-        wait_start=wait_start,
-    )
+    return open_replay(options, hold_end=True, wait_start=wait_start)
 
 
 def build_market(feed: Feed, heard: trio.Event, options: HistoryOptions) -> Market:

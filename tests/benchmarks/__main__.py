@@ -31,6 +31,7 @@ TABLES = {
     "slow": ("slow consumers", with_processes("bench_slow")),
     "simulate": ("simulated feed", in_process("bench_simulate")),
     "replay": ("replayed feed", in_process("bench_replay")),
+    "seek": ("seeking in a recording", in_process("bench_seek")),
 }
 
 
