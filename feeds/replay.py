@@ -237,10 +237,9 @@ class ReplayFeed:
         """
         playback = self.playback
         playback.on_change = self._bell.ring
-        ts_ns, reason = playback.start_ns, "the recording begins"
-        await self._begin(out, ts_ns, reason, by_itself=True)
-        if self._wait_start is not None:
-            await self._wait_start()
+        ts_ns = playback.start_ns
+        await self._begin(out, ts_ns, "the recording begins", by_itself=True)
+        await self._hold_start()
         playback.start()
         while not playback.stopped:
             if (seek_ns := playback.take_seek()) is not None:
@@ -264,6 +263,15 @@ class ReplayFeed:
             state = await trio.to_thread.run_sync(self._recording.state_before, ts_ns)
             if len(state):
                 await out.send(state)
+
+    async def _hold_start(self) -> None:
+        """Wait for whoever listens first, or for a stop."""
+        if self._wait_start is None:
+            return
+        with trio.CancelScope() as waiting:
+            self.playback.on_change = lambda: waiting.cancel() if self.playback.stopped else None
+            await self._wait_start()
+        self.playback.on_change = self._bell.ring
 
     async def _end(self, out: trio.abc.SendChannel[Event]) -> bool:
         """End the tape; return whether it goes on, because somebody has sought."""

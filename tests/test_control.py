@@ -317,6 +317,17 @@ async def test_a_paced_tape_that_is_far_behind_catches_up_in_bounded_batches(aut
     assert max(sizes) == 8_192
 
 
+async def test_a_stop_does_not_wait_for_the_first_listener(listening, autojump_clock):
+    desk = listening(range(3), wait_start=trio.sleep_forever)
+    await trio.sleep(1)
+    assert desk.playback.state == "waiting"
+    desk.playback.seek(T0 + NS)
+    await trio.sleep(1)
+    desk.playback.stop()
+    await settled()
+    assert rounded(desk.said()) == [(0, "epoch"), (2, "end")]
+
+
 def test_a_part_that_is_empty_is_refused():
     with pytest.raises(OptionError, match="nothing between 'from' and 'to'"):
         ReplayFeed(Tape([0, 1]), from_ns=T0 + 2 * NS)
