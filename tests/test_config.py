@@ -47,7 +47,7 @@ def test_a_replay_of_several_recordings_is_configured_as_it_is_commanded(tmp_pat
     text = (
         '[replay]\npath = ["a", "b"]\noffset = { b = "+5ms" }\nfrom = "+1s"\nto = "2024-08-09"\nstart_paused = true\n'
     )
-    replay = config.load(written(tmp_path, text + "start_paused = true\n"), {}).replay
+    replay = config.load(written(tmp_path, text), {}).replay
     arguments = ["serve", "--replay", "a", "--replay", "b", "--offset", "b=+5ms", "--from", "+1s", "--to", "2024-08-09"]
     flags = _flags(build_parser().parse_args([*arguments, "--start-paused"]))
     assert config.load(None, flags).replay == replay
