@@ -174,7 +174,7 @@ class DayStatistics:
     def reset(self) -> None:
         """Forget every trade, as at a new epoch."""
         slots = self._n * self.BUCKETS
-        self._last = np.full(self._n, MISSING, dtype=np.int64)
+        self.last_px = np.full(self._n, MISSING, dtype=np.int64)
         self._newest = np.full(self._n, _NEVER, dtype=np.int64)
         # One slot per instrument and period modulo 48, see _slots; 1-D because numpy picks from one dimension in a
         # fifth of the time that two take. What a slot holds counts only while its period is in the window.
@@ -200,7 +200,7 @@ class DayStatistics:
         last = _bounds(runs.instrument)[1:] - 1
         ids = runs.instrument[last]
         self._newest[ids] = runs.period[last]
-        self._last[ids] = runs.close[last]
+        self.last_px[ids] = runs.close[last]
         if len(last) < len(runs.period):
             # After a silence of a day inside a batch two runs share a slot; the older one is out of the window.
             runs = runs.pick(runs.period > self._newest[runs.instrument] - self.BUCKETS)
@@ -241,7 +241,7 @@ class DayStatistics:
         period = now_ns // self.BUCKET_NS
         if period != self._past_of:
             self._look_back(period)
-        past, last, slot = self._past, self._last[ids], ids.astype(np.int64) * self.BUCKETS + period % self.BUCKETS
+        past, last, slot = self._past, self.last_px[ids], ids.astype(np.int64) * self.BUCKETS + period % self.BUCKETS
         running = self._period[slot] == period
         volume = past.volume[ids] + np.where(running, self._volume[slot], 0)
         notional = past.notional[ids] + np.where(running, self._notional[slot], 0.0)

@@ -59,6 +59,12 @@ class BookSide:
     def __len__(self) -> int:
         return len(self._keys)
 
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield levels (price ticks, qty lots), best first; there must be no change meanwhile."""
+        for key in reversed(self._keys):
+            price = key * self._sign
+            yield price, self.levels[price]
+
     def put(self, price: int, qty: int) -> None:
         """Make ``qty`` lots the quantity at ``price`` ticks; 0 or less removes the level.
 
@@ -87,6 +93,11 @@ class BookSide:
             return None
         price = self._keys[-1] * self._sign
         return price, self.levels[price]
+
+    @property
+    def worst(self) -> int | None:
+        """Price (ticks) of the worst level; None if the side is empty."""
+        return self._keys[0] * self._sign if self._keys else None
 
     def top(self, depth: int) -> list[tuple[int, int]]:
         """Return at most ``depth`` levels, best first, each (price ticks, qty lots)."""

@@ -23,8 +23,8 @@ from feeds.errors import OptionError
 from feeds.instruments import Instrument, Instruments
 from feeds.merge import in_order
 from feeds.records import I32, Batch, Levels, Quotes, Table, Trades
+from feeds.sources import Playable, Source
 from feeds.store import Recording, open_recording
-from feeds.tape import Source, Tape
 
 TableT = TypeVar("TableT", bound=Table)
 
@@ -46,19 +46,19 @@ class Part:
         self.end_ns = recording.end_ns + offset_ns
 
     def trades(self, from_ns: int | None = None) -> Iterator[Trades]:
-        """See :meth:`Source.trades`."""
+        """See :meth:`~feeds.sources.Source.trades`."""
         return self._moved(self._recording.trades, from_ns)
 
     def quotes(self, from_ns: int | None = None) -> Iterator[Quotes]:
-        """See :meth:`Source.quotes`."""
+        """See :meth:`~feeds.sources.Source.quotes`."""
         return self._moved(self._recording.quotes, from_ns)
 
     def levels(self, from_ns: int | None = None) -> Iterator[Levels]:
-        """See :meth:`Source.levels`."""
+        """See :meth:`~feeds.sources.Source.levels`."""
         return self._moved(self._recording.levels, from_ns)
 
     def state_before(self, ts_ns: int) -> Batch:
-        """See :meth:`Tape.state_before`."""
+        """See :meth:`~feeds.sources.Playable.state_before`."""
         state = self._recording.state_before(ts_ns - self._offset_ns)
         return Batch(ts=ts_ns, quotes=self._placed(state.quotes), levels=self._placed(state.levels))
 
@@ -71,7 +71,7 @@ class Part:
 
 
 class MergedRecording:
-    """Several recordings on one clock; a :class:`Tape`.
+    """Several recordings on one clock; a :class:`~feeds.sources.Playable`.
 
     A symbol that only one of them has keeps its name. One that several have is called ``SYMBOL.VENUE`` in each, or
     ``SYMBOL.NAME`` after the recordings where their venues are not all different; of its other names it keeps those
@@ -126,7 +126,7 @@ class MergedRecording:
         return Batch(ts=ts_ns, levels=levels, quotes=quotes)
 
 
-def open_recordings(paths: Sequence[str], offsets_ns: dict[str, int] | None = None) -> Tape:
+def open_recordings(paths: Sequence[str], offsets_ns: dict[str, int] | None = None) -> Playable:
     """Return what lies at one or several paths, as one tape.
 
     Args:

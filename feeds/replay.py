@@ -18,12 +18,12 @@ import trio
 from feeds.clock import KEEP, GapPolicy, parse_gap
 from feeds.errors import FeedError, OptionError
 from feeds.instants import parse_duration, parse_instant
-from feeds.merge import Events, Merge, Source, whole_instants
+from feeds.merge import Events, Merge, Track, whole_instants
 from feeds.merged import open_recordings
 from feeds.pace import BATCH_ROWS, Pace
 from feeds.playback import Playback, ReplayStatistics, checked_speed
 from feeds.records import Batch, Event, Marker, Table
-from feeds.tape import Tape
+from feeds.sources import Playable
 
 
 class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"from_": "from"}):
@@ -86,7 +86,7 @@ def open_replay(
     )
 
 
-async def _refill_ahead(track: Source[Any], chunks: trio.MemoryReceiveChannel[Any]) -> None:
+async def _refill_ahead(track: Track[Any], chunks: trio.MemoryReceiveChannel[Any]) -> None:
     if track.hungry:
         try:
             track.load(await chunks.receive())
@@ -155,7 +155,7 @@ class ReplayFeed:
 
     def __init__(
         self,
-        recording: Tape,
+        recording: Playable,
         *,
         speed: float = 1.0,
         loop: bool = False,

@@ -25,8 +25,8 @@ from feeds.instruments import Instruments
 from feeds.records import GAP, I64, LAST, MISSING, SNAPSHOT, Batch, Levels, Quotes, Table, Trades
 from feeds.remembered import LONG_ROWS, recall, remember
 from feeds.restore import Restorer
+from feeds.sources import Source
 from feeds.tablereader import ROW_GROUP, TableReader, readable
-from feeds.tape import Source
 
 logger = logging.getLogger(__name__)
 

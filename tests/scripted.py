@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 import trio
 
+from feeds.feed import Feed
 from feeds.instruments import Instrument, Instruments
 from feeds.records import BUY, CLEAR, LAST, MISSING, NO_SIDE, SELL, SET, SNAPSHOT, Batch, Levels, Marker, Quotes, Trades
 from ticker.app import build_market
+from ticker.config import Options
 from ticker.history import HistoryOptions
 from ticker.market import Market
+from ticker.orders.journal import MEMORY, Journal
+from ticker.orders.options import OrdersOptions
 from ticker.outbox import Outbox
 
 #: 2026-01-02T09:04:31Z
@@ -183,7 +187,22 @@ def frames(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 def open_market(instruments: Instruments = INSTRUMENTS, options: HistoryOptions | None = None) -> Market:
     """A market with nothing in it yet."""
-    return build_market(ScriptedFeed(instruments), trio.Event(), options or HistoryOptions())
+    return market_of(ScriptedFeed(instruments), options or HistoryOptions())
+
+
+def market_of(feed: Feed, history: HistoryOptions) -> Market:
+    """The market of a feed, whose orders end with the test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ticker.app.Journal", Disk)
+        return build_market(feed, trio.Event(), Options(history=history, orders=OrdersOptions(journal=MEMORY)))
+
+
+class Disk(Journal):
+    """A journal without a thread: virtual time would not wait for one."""
+
+    async def _in_thread(self, work: Any, *args: Any) -> Any:
+        await trio.lowlevel.checkpoint()
+        return work(*args)
 
 
 def open_outbox() -> tuple[FakeWire, Outbox]:

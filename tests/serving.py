@@ -25,7 +25,7 @@ import trio
 from feeds.feed import Supervisor
 from feeds.instruments import Instrument, Instruments
 from feeds.records import BUY, MISSING, Batch, Event, Marker, Quotes, Trades
-from ticker.app import build_market
+from tests.scripted import market_of
 from ticker.bus import Bus
 from ticker.guard import GuardOptions
 from ticker.head import TrustOptions
@@ -436,7 +436,8 @@ async def open_house(
         server, session, guard, trust: Options; the default session sends every ticker event at once.
     """
     feed = feed or ScriptedFeed()
-    market = build_market(feed, trio.Event(), HistoryOptions())
+    market = market_of(feed, HistoryOptions())
+    await market.gateway.recover()
     host = Server(
         market, Web({"/healthz": lambda _: (200, "application/json", b'{"status": "ok"}\n')}),
         server or ServerOptions(),
@@ -444,12 +445,8 @@ async def open_house(
         trust=trust or TrustOptions(),
     )  # fmt: skip
 
-    def on_batch(batch: Batch) -> None:
-        market.broadcaster.publish(batch)
-        market.gateway.market_moved(batch)
-
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(Supervisor(feed).run, Bus(on_batch, market.broadcaster.mark))
+        nursery.start_soon(Supervisor(feed).run, Bus(market.happened, market.marked))
         for task in (market.broadcaster.run, market.gateway.run, host.heartbeats):
             nursery.start_soon(task)
         port = None

@@ -47,6 +47,7 @@ def fixed_time(monkeypatch):
 async def market(nursery, fixed_time):
     market = open_market()
     nursery.start_soon(market.broadcaster.run)
+    await market.gateway.recover()
     nursery.start_soon(market.gateway.run)
     return market
 
@@ -127,8 +128,7 @@ async def test_every_message_of_the_protocol_is_as_the_golden_transcript_has_it(
         tape.trades((BTC, SELL, 999, 25), (ETH, BUY, 7, 12345)),
     ]
     for batch in batches:
-        market.broadcaster.publish(batch)
-        market.gateway.market_moved(batch)
+        market.happened(batch)
         await settle()
         note()
     lines.append("-- silence")
@@ -206,7 +206,7 @@ async def test_a_session_that_ends_leaves_nothing_behind(autojump_clock, market,
         client.ask("subscribe", channel=channel, symbol=["BTC/USD"])
     for channel in ("executions", "balances"):
         client.ask("subscribe", channel=channel)
-    client.session.forget()
+    client.session.forget(clean=True)
     assert market.broadcaster.statistics().subscriptions == 0
     assert not market.gateway.reads(client.session)
 

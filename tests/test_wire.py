@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ticker.errors import Code, RequestError
-from ticker.wire import AddOrderParams, SubscribeParams, decode_request, params_of
+from ticker.orders.params import AddOrderParams
+from ticker.wire import SubscribeParams, decode_request, params_of
 
 
 def refused(text: str) -> Code:
@@ -71,6 +72,12 @@ def test_a_wrong_parameter_is_refused_by_name(params, field):
 def test_order_numbers_are_read_exactly_as_written(value):
     text = f'{{"method":"add_order","params":{{"order_type":"limit","side":"buy","symbol":"A/B","order_qty":{value}}}}}'
     assert params_of(decode_request(text), AddOrderParams).order_qty == Decimal(str(value))
+
+
+def test_a_number_in_quotes_is_no_number():
+    text = '{"method":"add_order","params":{"order_type":"market","side":"buy","symbol":"A/B","order_qty":"1"}}'
+    with pytest.raises(RequestError, match="order_qty"):
+        params_of(decode_request(text), AddOrderParams)
 
 
 @given(st.text(max_size=200))

@@ -13,18 +13,20 @@ from typing import Final
 import trio
 
 from feeds.feed import Feed, Supervisor
-from feeds.records import Batch
 from feeds.replay import ReplayFeed, ReplayOptions, open_replay
 from feeds.simulate import SimulatedFeed
+from feeds.tape import Tape
 from ticker.broadcast import Broadcaster
 from ticker.bus import Bus
 from ticker.config import Options
-from ticker.history import History, HistoryOptions
+from ticker.history import History
 from ticker.listings import Listings
 from ticker.market import Market
 from ticker.metrics import Metrics
-from ticker.orders.exchange import Exchange
+from ticker.orders.accounts import demo_accounts, read_accounts
 from ticker.orders.gateway import Gateway
+from ticker.orders.journal import MEMORY, Journal, default_path
+from ticker.orders.models import UniformLatency
 from ticker.server import Server
 from ticker.stats import Stats
 from ticker.transport import open_listener
@@ -64,11 +66,32 @@ def _open_replay(options: ReplayOptions, heard: trio.Event) -> ReplayFeed:
     return open_replay(options, hold_end=True, wait_start=wait_start)
 
 
-def build_market(feed: Feed, heard: trio.Event, options: HistoryOptions) -> Market:
-    """Return a market with nothing in it yet."""
-    history, listings = History(feed.instruments, options), Listings(feed.instruments)
-    broadcaster = Broadcaster(history, listings, heard)
-    return Market(feed.name, feed.mode, history, listings, broadcaster, Gateway(Exchange(history), listings))
+def build_market(feed: Feed, heard: trio.Event, options: Options) -> Market:
+    """Return a market with nothing in it yet, whose orders have not been recovered.
+
+    Raises:
+        ConfigError: The file of accounts cannot be read.
+    """
+    history, listings = History(feed.instruments, options.history), Listings(feed.instruments)
+    broadcaster, orders = Broadcaster(history, listings, heard), options.orders
+    gateway = Gateway(
+        history,
+        listings,
+        Tape(history),
+        read_accounts(orders.accounts) if orders.accounts else demo_accounts(feed.instruments),
+        Journal(_journal_path(feed, options)),
+        latency=UniformLatency(orders.latency) if orders.latency.delays else None,
+        remembered=orders.remembered,
+    )
+    return Market(feed.name, feed.mode, history, listings, broadcaster, gateway)
+
+
+def _journal_path(feed: Feed, options: Options) -> str:
+    if options.orders.journal:
+        return options.orders.journal
+    if not options.server.port:  # a server for the moment: nobody knows its address beforehand
+        return MEMORY
+    return str(default_path().with_name(f"{feed.name}-{options.server.port}.journal"))
 
 
 async def serve(options: Options, announce: Callable[[str], None]) -> None:
@@ -79,7 +102,8 @@ async def serve(options: Options, announce: Callable[[str], None]) -> None:
         announce: Called with one line once connections are accepted.
 
     Raises:
-        ConfigError: The address cannot be had.
+        ConfigError: The address cannot be had, or the journal is that of another market.
+        JournalError: The journal cannot be read or written.
         FeedError: A recording cannot be read, at the start or later.
     """
     heard = trio.Event()
@@ -95,7 +119,7 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
         options: Everything that can be set.
         announce: Called with one line once connections are accepted.
     """
-    market, supervisor = build_market(feed, heard, options.history), Supervisor(feed)
+    market, supervisor = build_market(feed, heard, options), Supervisor(feed)
     pages: dict[str, PageMaker] = {}
     server = Server(
         market, Web(pages), options.server, session=options.session, guard=options.guard, trust=options.trust
@@ -105,14 +129,11 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
     pages |= {"/healthz": stats.health, "/api/stats": stats.stats, "/metrics": metrics.page}
     pages |= {"/metrics/per-subscriber": metrics.subscribers_page}
     _allow_many_files()
-    _calm_collector()
     listener = open_listener(options.server.host, options.server.port)
+    await market.gateway.recover()
+    _calm_collector()
 
-    def on_batch(batch: Batch) -> None:
-        market.broadcaster.publish(batch)
-        market.gateway.market_moved(batch)
-
-    bus = Bus(on_batch, market.broadcaster.mark)
+    bus = Bus(market.happened, market.marked)
 
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as connections:  # outermost: what must drain ends last

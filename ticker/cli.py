@@ -34,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     watch = commands.add_parser("watch", help="live table of a server's tickers in the terminal")
     watch.add_argument("url", nargs="?", default="ws://127.0.0.1:8765/v2", metavar="URL", help="default: %(default)s")
     watch.add_argument("symbols", nargs="*", metavar="SYMBOL", help="default: every symbol of the server")
+    commands.add_parser("token", help="make a token for an account, and the digest of it for the file of accounts")
     info = commands.add_parser("info", help="what a recording holds: tables, symbols, rows, time span, gaps")
     info.add_argument("path", metavar="PATH", help="a folder with one recording, its prefix, or one of its files")
     info.add_argument("--digest", action="store_true", help="only the SHA-256 of all that a replay of it emits")
@@ -57,6 +58,14 @@ def _add_serve(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
     server.add_argument(
         "--insecure", action="store_true", default=None, help="allow an address that other machines can reach"
     )
+    orders = serve.add_argument_group("orders")
+    orders.add_argument(
+        "--journal",
+        metavar="PATH",
+        help="where orders are kept, or :memory: (default: in the user's data folder, by market and port; "
+        ":memory: with --port 0)",
+    )
+    orders.add_argument("--accounts", metavar="FILE.toml", help="who may trade (default: one demo account, no tokens)")
     simulated = serve.add_argument_group("simulated market")
     simulated.add_argument("--symbols", metavar="A/B,C/D", help="pairs (default BTC/USD,ETH/USD and a few more)")
     simulated.add_argument("--rate", type=float, metavar="TICKS_PER_SECOND", help="quotes and trades, all symbols")
@@ -98,18 +107,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    return _guarded({"serve": _serve, "watch": _watch, "info": _info}[args.command], args)
+    return _guarded({"serve": _serve, "watch": _watch, "info": _info, "token": _token}[args.command], args)
 
 
 def _guarded(command: Any, args: argparse.Namespace) -> int:  # noqa: ANN401
     """Run a command; a mistake of the user's becomes one line, everything else a traceback."""
     from feeds.errors import FeedError, OptionError
-    from ticker.errors import ConfigError
+    from ticker.errors import ConfigError, JournalError
 
     code = 0
     try:
         command(args)
-    except* (ConfigError, FeedError, OptionError) as errors:
+    except* (ConfigError, JournalError, FeedError, OptionError) as errors:
         code = 1
         for error in _leaves(errors):
             print(f"ticker {args.command}: {error}", file=sys.stderr)
@@ -140,6 +149,7 @@ def _flags(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     tables: dict[str, dict[str, Any]] = {
         "server": {"host": args.host, "port": args.port, "insecure": args.insecure},
         "session": {"ticker_interval_ms": args.interval_ms},
+        "orders": {"journal": args.journal, "accounts": args.accounts},
         "simulation": {
             "symbols": None if args.symbols is None else [s.strip() for s in args.symbols.split(",") if s.strip()],
             "rate": args.rate,
@@ -206,3 +216,10 @@ def _info(args: argparse.Namespace) -> None:
         print(info.digest(args.path))
     else:
         info.print_info(args.path)
+
+
+def _token(args: argparse.Namespace) -> None:
+    from ticker.orders.accounts import new_token
+
+    token, digest = new_token()
+    print(f'token   {token}\naccounts file: tokens = [{{ sha256 = "{digest}", scopes = ["read", "trade"] }}]')

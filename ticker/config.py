@@ -18,6 +18,7 @@ from ticker.errors import ConfigError
 from ticker.guard import GuardOptions
 from ticker.head import TrustOptions
 from ticker.history import HistoryOptions
+from ticker.orders.options import OrdersOptions
 from ticker.server import ServerOptions
 from ticker.session import SessionOptions
 
@@ -33,6 +34,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         guard: What one connection may send.
         trust: Allowed hosts and origins.
         history: How much is kept for those who missed it.
+        orders: How orders are kept, and who may trade.
         simulation: The simulated market; used unless there is a replay.
         replay: A recording to replay.
     """
@@ -42,6 +44,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     guard: GuardOptions = GuardOptions()
     trust: TrustOptions = TrustOptions()
     history: HistoryOptions = HistoryOptions()
+    orders: OrdersOptions = OrdersOptions()
     simulation: SimulationOptions = SimulationOptions()
     replay: ReplayOptions | None = None
 
@@ -52,6 +55,7 @@ _TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "guard": GuardOptions,
     "trust": TrustOptions,
     "history": HistoryOptions,
+    "orders": OrdersOptions,
     "simulation": SimulationOptions,
     "replay": ReplayOptions,
 }

@@ -13,7 +13,7 @@ import enum
 
 
 class Code(enum.IntEnum):
-    """Numbers of refusals, by range: 1xxx protocol, 2xxx subscriptions, 3xxx orders, 5xxx limits and auth."""
+    """Numbers of refusals: 1xxx protocol, 2xxx subscriptions, 3xxx orders, 5xxx limits and auth, 9xxx the server."""
 
     INVALID_JSON = 1001
     INVALID_REQUEST = 1002
@@ -26,18 +26,29 @@ class Code(enum.IntEnum):
     TOO_MANY_SUBSCRIPTIONS = 2005
     INVALID_ORDER = 3001
     UNKNOWN_ORDER = 3002
+    POST_ONLY = 3003
+    REDUCE_ONLY = 3004
+    DEADLINE_ELAPSED = 3005
     INSUFFICIENT_FUNDS = 3102
     DUPLICATE_CL_ORD_ID = 3103
     TOO_MANY_ORDERS = 3104
     NO_MARKET = 3105
+    POSITION_LIMIT = 3106
+    NOTIONAL_LIMIT = 3107
+    PRICE_COLLAR = 3108
+    HALTED = 3109
+    STATUS_UNKNOWN = 3900
     SLOW_CONSUMER = 2301
     RATE_LIMITED = 5001
     BUSY = 5002
+    INVALID_TOKEN = 5003
+    PERMISSION_DENIED = 5004
+    UNAVAILABLE = 9001
 
     @property
     def retryable(self) -> bool:
         """Whether the same request may succeed a little later."""
-        return self in (Code.RATE_LIMITED, Code.BUSY)
+        return self in (Code.RATE_LIMITED, Code.BUSY, Code.UNAVAILABLE, Code.STATUS_UNKNOWN)
 
 
 class RequestError(Exception):
@@ -84,3 +95,16 @@ class ProtocolViolation(Exception):
 
 class ConfigError(Exception):
     """A setting or an argument that its author has to change; the text names it and what is allowed."""
+
+
+class JournalError(Exception):
+    """The journal of orders cannot be opened, or what was to be written may not be on disk; the text says what to do.
+
+    Attributes:
+        retryable: Whether opening it again may succeed a little later: the disk was full or failed, or another
+            process has the file.
+    """
+
+    def __init__(self, text: str, *, retryable: bool = False) -> None:
+        super().__init__(text)
+        self.retryable = retryable

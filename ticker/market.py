@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from feeds.records import Batch, Marker
 from ticker.broadcast import Broadcaster
 from ticker.history import History
 from ticker.listings import Listings
@@ -31,3 +32,13 @@ class Market(msgspec.Struct, frozen=True):
     listings: Listings
     broadcaster: Broadcaster
     gateway: Gateway
+
+    def happened(self, batch: Batch) -> None:
+        """Take in what has happened; at one instant the tape comes first, then resting orders, then new requests."""
+        self.broadcaster.publish(batch)
+        self.gateway.market_moved(batch)
+
+    async def marked(self, marker: Marker) -> None:
+        """Take in a marker of the feed, once what came before it has been told."""
+        await self.broadcaster.mark(marker)
+        self.gateway.mark(marker)

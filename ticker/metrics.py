@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from feeds.feed import Supervisor
 from ticker.broadcast import Broadcaster
 from ticker.market import Market
+from ticker.orders.gateway import Gateway
 from ticker.server import Server
 from ticker.timing import Timing
 from ticker.web import Page
@@ -78,8 +79,19 @@ class Metrics:
         for reason, count in sorted(server.ended.items()):
             ended.add_metric([reason], count)
         yield ended
+        yield from self._orders(self._market.gateway)
         yield _counter("feed_restarts", "Restarts of the feed after it broke.", self._supervisor.restarts)
         yield _gauge("market_time_seconds", "Time of the market, Unix seconds.", self._market.history.ts / 1e9)
+
+    def _orders(self, gateway: Gateway) -> Iterator[Metric]:
+        done = gateway.statistics()
+        yield _gauge("orders_available", "1 while the journal can be written, else 0.", done.available)
+        yield _gauge("orders_open", "Open orders of all accounts.", done.open_orders)
+        yield _gauge("orders_queued", "Order requests that wait.", done.queued)
+        yield _counter("order_requests", "Order requests that the exchange has done or refused.", done.requests)
+        yield _counter("journal_groups", "Groups of events written to the journal.", done.groups)
+        yield _counter("journal_events", "Events in them.", done.events)
+        yield _counter("journal_failures", "How often the journal could not be written.", done.failures)
 
     def _subscribers(self) -> Iterator[Metric]:
         labels = ["connection", "sub_id", "channel"]

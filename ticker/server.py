@@ -35,6 +35,8 @@ INTERNAL_ERROR: Final = 1011
 NO_PONG: Final = 4009
 #: What trio-websocket finds in frames and does not tell the peer: protocol error, invalid data, too big.
 BROKEN_CODES: Final = (1002, 1007, 1009)
+#: What a peer says that leaves on purpose: done, going away.
+GOODBYES: Final = (1000, 1001)
 #: How long an ending connection may take: to accept our Close frame and to answer it.
 CLOSE_TIMEOUT_S: Final = 2.0
 #: trio-websocket answers a valid head at once; this only bounds a defect.
@@ -98,6 +100,7 @@ class GuardedStream(trio.abc.Stream):
         self._guard = guard
         self._inflater = inflater
         self._head, self._rest = head.canonical, head.rest
+        self.bearer = head.headers.get("authorization", "").removeprefix("Bearer ")
         self.opened = trio.Event()
         self.connection: trio_websocket.WebSocketConnection | None = None
         self.violation: ProtocolViolation | None = None
@@ -110,6 +113,12 @@ class GuardedStream(trio.abc.Stream):
         if closed is None or self._outbox.sealed or closed.code not in BROKEN_CODES:
             return None
         return ProtocolViolation(closed.code, closed.reason or "")
+
+    @property
+    def said_goodbye(self) -> bool:
+        """Whether the peer has closed in good order."""
+        closed = None if self.connection is None else self.connection.closed
+        return closed is not None and closed.code in GOODBYES
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return the next bytes; ``b""`` at the end or after a violation, which has been answered with a Close."""
@@ -285,8 +294,9 @@ class Server:
             stream.connection = connection
             stream.opened.set()
             session = Session(
-                next(self._ids), outbox, self._market, self._session_options, native=native, deflated=bool(extension)
-            )
+                next(self._ids), outbox, self._market, self._session_options, native=native, deflated=bool(extension),
+                bearer=stream.bearer,
+            )  # fmt: skip
             self.sessions[session.id], self._outboxes[session.id] = session, outbox
             try:
                 nursery.start_soon(self._keep_alive, stream, outbox, session)
@@ -297,7 +307,7 @@ class Server:
                     reading.cancel_scope.cancel()
             finally:
                 del self.sessions[session.id], self._outboxes[session.id]
-                session.forget()
+                session.forget(clean=self._draining or (not session.ending.is_set() and stream.said_goodbye))
             self._ended[self._reason(stream, outbox, session)] += 1
             if session.ending.is_set():
                 outbox.push(close_frame(*session.close))

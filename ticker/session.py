@@ -21,7 +21,7 @@ from ticker.errors import Code, RequestError
 from ticker.guard import TokenBucket
 from ticker.market import Market
 from ticker.marketdata import MarketData, SubscriptionStatistics
-from ticker.orders.gateway import PRIVATE_CHANNELS
+from ticker.orders.readers import PRIVATE_CHANNELS
 from ticker.outbox import Outbox
 from ticker.wire import Reply, Request, SubscribeParams
 
@@ -68,6 +68,8 @@ class Session:
 
     Attributes:
         id: Number of the connection.
+        native: Whether it speaks the native profile.
+        bearer: The token of its ``Authorization`` header, or empty.
         ending: Set when the server wants the session to end.
         close: The Close code and reason that go with it.
     """
@@ -81,14 +83,16 @@ class Session:
         *,
         native: bool = False,
         deflated: bool = False,
+        bearer: str = "",
     ) -> None:
         self.id = session_id
+        self.native = native
+        self.bearer = bearer
         self.ending = trio.Event()
         self.close: tuple[int, str] = (1000, "")
         self._outbox = outbox
         self._market = market
         self._options = options
-        self._native = native
         self._bucket = TokenBucket(options.requests_per_s, options.requests_burst, trio.current_time())
         self._data = MarketData(
             self,
@@ -107,8 +111,7 @@ class Session:
             "ping": self._ping,
             "subscribe": self._subscribe,
             "unsubscribe": self._unsubscribe,
-            "add_order": self._order,
-            "cancel_order": self._order,
+            **dict.fromkeys(market.gateway.methods(native=native), self._order),
         }
         if native:
             self._methods |= {
@@ -129,14 +132,14 @@ class Session:
             self.close = (code, reason)
             self.ending.set()
 
-    def forget(self) -> None:
-        """Give up everything that is held for this client."""
+    def forget(self, *, clean: bool) -> None:
+        """Give up everything that is held for this client; ``clean`` if it said goodbye."""
         self._data.forget()
-        self._market.gateway.remove(self)
+        self._market.gateway.remove(self, clean=clean)
 
     def statistics(self) -> SessionStatistics:
         """Return the counts so far."""
-        return SessionStatistics(self.id, self._native, self._outbox.backlog_bytes, self._data.statistics())
+        return SessionStatistics(self.id, self.native, self._outbox.backlog_bytes, self._data.statistics())
 
     def tell_status(self, system: Any, reconnect_after_ms: int | msgspec.UnsetType = msgspec.UNSET) -> None:  # noqa: ANN401
         """Send the status of the system: ``online`` or ``maintenance``."""
@@ -147,8 +150,9 @@ class Session:
             version=__version__,
             mode=self._market.mode,
             reconnect_after_ms=reconnect_after_ms,
-            epoch=self._market.history.epoch if self._native else msgspec.UNSET,
-            limits=self._limits() if self._native else msgspec.UNSET,
+            epoch=self._market.history.epoch if self.native else msgspec.UNSET,
+            limits=self._limits() if self.native else msgspec.UNSET,
+            orders=self._market.gateway.durability if self.native else msgspec.UNSET,
         )
         self.send(wire.Message(channel="status", type="update", data=[row]))
 
@@ -159,7 +163,7 @@ class Session:
     def beat(self) -> None:
         """Send a heartbeat: to plain subscribers into silence, to native ones always."""
         silent = self._sent_so_far() == self._beaten_at
-        if self._native and self._data.active:
+        if self.native and self._data.active:
             self._outbox.offer(frame(wire.encode(self._data.heartbeat())))
         elif silent and (self._data.active or self._reads_instruments or self._market.gateway.reads(self)):
             self._outbox.offer(HEARTBEAT_FRAME)
@@ -207,15 +211,15 @@ class Session:
             self.flush()
             self._replies = None
 
-    def accept(self, request: Request, time_in: str, result: dict[str, Any], ext: dict[str, Any] | None = None) -> None:
+    def accept(self, request: Request, time_in: str, result: Any, ext: dict[str, Any] | None = None) -> None:  # noqa: ANN401
         """Send the reply to a request that was done; ``ext`` is for native clients."""
-        self._reply(request, time_in, success=True, result=result, ext=msgspec.UNSET if ext is None else ext)
+        self._reply(request, time_in, success=True, result=result, ext=ext if ext and self.native else msgspec.UNSET)
 
     def refuse(self, request: Request, time_in: str, error: RequestError) -> None:
         """Send the reply to a request that was not done."""
         symbol = msgspec.UNSET if error.symbol is None else error.symbol
         ext: Any = msgspec.UNSET
-        if self._native:
+        if self.native:
             ext = {"code": int(error.code), "name": error.code.name, "retryable": error.code.retryable}
             ext |= {"field": error.field, "retry_after_ms": error.retry_after_ms}
         self._reply(request, time_in, success=False, error=error.text, symbol=symbol, ext=ext)
@@ -244,7 +248,7 @@ class Session:
         if params.channel == "instrument":
             self._subscribe_instruments(request, time_in, params)
         elif params.channel in PRIVATE_CHANNELS:
-            self._market.gateway.subscribe(self, request, time_in, params)
+            self._market.gateway.subscribe(self, request, time_in)
         else:
             self._data.subscribe(request, time_in, params)
 
@@ -253,7 +257,7 @@ class Session:
         if params.channel == "instrument":
             self._unsubscribe_instruments(request, time_in)
         elif params.channel in PRIVATE_CHANNELS:
-            self._market.gateway.unsubscribe(self, request, time_in, params)
+            self._market.gateway.unsubscribe(self, request, time_in)
         else:
             self._data.unsubscribe(request, time_in, params)
 

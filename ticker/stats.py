@@ -67,6 +67,7 @@ class Stats:
                 "sweep_duration_ms": _recent(broadcaster.duration),
                 "loop_lag_ms": _recent(self._loop_lag),
                 "channels": told.channels,
+                "orders": self._market.gateway.statistics(),
                 "connections": page,
                 "next": f"/api/stats?after={page[-1].connection_id}" if next(sessions, None) else None,
             }

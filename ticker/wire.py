@@ -96,28 +96,6 @@ class UpdateParams(msgspec.Struct, frozen=True):
     interval_ms: int
 
 
-class AddOrderParams(msgspec.Struct, frozen=True):
-    """Parameters of ``add_order``."""
-
-    #: Fields that are JSON numbers; msgspec would also read a decimal from a string.
-    NUMBERS: ClassVar[tuple[str, ...]] = ("order_qty", "limit_price")
-
-    order_type: Literal["limit", "market"]
-    side: Literal["buy", "sell"]
-    symbol: str
-    order_qty: Decimal
-    limit_price: Decimal | UnsetType = UNSET
-    time_in_force: Literal["gtc", "ioc"] = "gtc"
-    cl_ord_id: str | UnsetType = UNSET
-
-
-class CancelOrderParams(msgspec.Struct, frozen=True):
-    """Parameters of ``cancel_order``: orders by either kind of id."""
-
-    order_id: list[str] = []
-    cl_ord_id: list[str] = []
-
-
 class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The answer to a request; a subscribe has one per symbol.
 
@@ -132,7 +110,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     method: str | UnsetType = UNSET
-    result: dict[str, Any] | UnsetType = UNSET
+    result: Any = UNSET
     error: str | UnsetType = UNSET
     symbol: str | UnsetType = UNSET
     success: bool | UnsetType = UNSET
@@ -159,6 +137,7 @@ class StatusRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         reconnect_after_ms: Before a planned stop: when it is worth coming back.
         epoch: Native profile: the present numbering.
         limits: Native profile: what one connection may do.
+        orders: Native profile: whether orders outlive the server: ``durable``, ``memory`` or ``unavailable``.
     """
 
     system: Literal["online", "maintenance"]
@@ -169,6 +148,7 @@ class StatusRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reconnect_after_ms: int | UnsetType = UNSET
     epoch: str | UnsetType = UNSET
     limits: dict[str, Any] | UnsetType = UNSET
+    orders: str | UnsetType = UNSET
 
 
 class NativeHeartbeat(msgspec.Struct, frozen=True, kw_only=True):
@@ -235,12 +215,13 @@ def params_of(request: Request, kind: type[_Params]) -> _Params:
     Raises:
         RequestError: A field is missing or has the wrong type; the text names it.
     """
-    words = getattr(kind, "WORDS", {})
-    given = {
-        field: value
-        for field, value in (request.params or {}).items()
-        if field not in words or not isinstance(value, str) or value in words[field]
-    }
+    given, words = request.params or {}, getattr(kind, "WORDS", {})
+    if words:
+        given = {
+            field: value
+            for field, value in given.items()
+            if field not in words or not isinstance(value, str) or value in words[field]
+        }
     for field in getattr(kind, "NUMBERS", ()):
         if isinstance(given.get(field), str):
             text = f"{request.method}: Expected a number, got `str` - at `$.{field}`"
@@ -257,9 +238,7 @@ def _loads(text: str) -> Any:  # noqa: ANN401 - JSON
     if _depth_over(text, MAX_DEPTH):
         raise RequestError(f"JSON deeper than {MAX_DEPTH}", Code.INVALID_JSON)
     try:
-        value = json.loads(
-            text, parse_float=_number, parse_int=_integer, parse_constant=_constant, object_pairs_hook=_unique
-        )
+        value = _STRICT.decode(text)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
@@ -320,3 +299,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         raise ValueError("an object has a key twice")
     return value
+
+
+#: Made once: json.loads would make one for every request.
+_STRICT: Final = json.JSONDecoder(
+    parse_float=_number, parse_int=_integer, parse_constant=_constant, object_pairs_hook=_unique
+)

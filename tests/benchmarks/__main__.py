@@ -28,10 +28,12 @@ TABLES = {
     "conflated": ("conflation: a busy market, ten times a second", with_processes("bench_conflated")),
     "sets": ("conflation: a thousand subscribers, no two alike", with_processes("bench_sets")),
     "curve": ("conflation: cost by subscribers and by symbols", with_processes("bench_curve")),
+    "orders": ("orders: durable before acknowledged", with_processes("bench_orders")),
     "slow": ("slow consumers", with_processes("bench_slow")),
     "simulate": ("simulated feed", in_process("bench_simulate")),
     "replay": ("replayed feed", in_process("bench_replay")),
     "seek": ("seeking in a recording", in_process("bench_seek")),
+    "journal": ("journal of orders", in_process("bench_journal")),
 }
 
 

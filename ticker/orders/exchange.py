@@ -1,347 +1,444 @@
-"""Orders and balances of accounts, and how orders are filled against a market that does not see them.
+"""Decides what becomes of orders: what is accepted, what trades, what ends, and what is refused.
 
-Everything here is sync and has one writer. Quantities are integer lots, prices integer ticks; a balance is an integer
-too, in the smallest unit that any instrument of the asset can move (:attr:`Exchange.scale`). It must not know
-sessions, requests or time: the caller says when.
-
-The fill model of this first form, and what it leaves out: an order that can trade walks the displayed book at once; a
-resting limit order is filled whole, at its price, when the tape trades through it or the opposite touch reaches it.
-Its place in the queue, the liquidity that others would have taken, fees and latency are not modelled. Nothing is on
-disk: orders and balances end with the process.
+Every decision is an event that the ledger takes in at once; events and the reports of them are handed out by
+:meth:`Exchange.drain`, for the journal first and only then for anybody else. Everything is sync and has one caller.
+What orders meet is a :class:`feeds.venue.Venue`'s business. It must not know sessions, requests, disks or the clock on
+the wall: its time is the market's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from decimal import Decimal
-from typing import Final, Literal
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
-import numpy as np
 
-from feeds.instruments import MAX_UNITS, Instrument
-from feeds.records import BUY, MISSING, SELL, Batch
-from ticker.codec import fixed
+from feeds.instruments import Instrument
+from feeds.records import MISSING, Batch
+from feeds.venue import Entry, Match, Outcome, Venue
 from ticker.errors import Code, RequestError
 from ticker.history import History
-
-#: Orders beyond this are refused before anything is computed with them.
-MAX_DIGITS: Final = len(str(MAX_UNITS))
-
-Status = Literal["new", "partially_filled", "filled", "canceled"]
-ExecType = Literal["new", "trade", "filled", "canceled"]
-
-
-class NewOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """An order to be entered, already checked against its instrument.
-
-    Attributes:
-        account: Whose it is.
-        symbol: The name it was ordered under.
-        instrument: Dense id.
-        side: :data:`feeds.records.BUY` or :data:`feeds.records.SELL`.
-        qty: Lots, above 0.
-        limit: Ticks, or None for a market order.
-        immediate: Whether what cannot trade at once is cancelled.
-        cl_ord_id: The client's own id, or empty.
-    """
-
-    account: str
-    symbol: str
-    instrument: int
-    side: int
-    qty: int
-    limit: int | None
-    immediate: bool
-    cl_ord_id: str
+from ticker.orders.accounts import Accounts, quote_of
+from ticker.orders.events import (
+    Amended,
+    Canceled,
+    Event,
+    Expired,
+    Filled,
+    Halted,
+    Listed,
+    Opened,
+    Placed,
+    Triggered,
+)
+from ticker.orders.ledger import Ledger
+from ticker.orders.models import FeeModel, MakerTaker
+from ticker.orders.order import Order, Report, Terms
+from ticker.orders.risk import Risk, Walk
+from ticker.orders.stops import Stops
 
 
-class Order(msgspec.Struct, kw_only=True):
-    """An order and how far it has come. Open means ``leaves_qty = qty - cum_qty``; terminal means it is 0.
+class Wanted(NamedTuple):
+    """An order as it is to be placed.
 
     Attributes:
-        terms: As entered.
-        order_id: The exchange's id.
-        status: FIX OrdStatus in Kraken's words.
-        cum_qty: Lots filled; never decreases.
-        leaves_qty: Lots that can still be filled.
-        cost: Sum of ticks times lots of its fills.
+        terms: What it asks for.
+        body: Digest of the request; empty where it has no ``cl_ord_id`` to be known by.
     """
 
-    terms: NewOrder
-    order_id: str
-    status: Status = "new"
-    cum_qty: int = 0
-    leaves_qty: int = 0
-    cost: int = 0
+    terms: Terms
+    body: str
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that happened to an order, with the order's state after it.
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """What an amendment changes; None stays as it is.
 
     Attributes:
-        order: The order's terms.
-        order_id: The exchange's id.
-        exec_type: What happened.
-        status: The order's status now.
-        cum_qty: Lots filled so far.
-        leaves_qty: Lots open.
-        cost: Sum of ticks times lots of the fills so far.
-        ts: int ns UTC, market time.
-        exec_id: Of a fill: unique.
-        last_qty: Of a fill: lots.
-        last_price: Of a fill: ticks.
-        maker: Of a fill: whether the order rested before.
-        reason: Of a cancel: why.
+        qty: Lots of the whole order, filled ones among them.
+        limit: Ticks.
+        trigger: Ticks.
+        display: Lots.
+        post_only: Whether it must not take at its new price.
     """
 
-    order: NewOrder
-    order_id: str
-    exec_type: ExecType
-    status: Status
-    cum_qty: int
-    leaves_qty: int
-    cost: int
-    ts: int
-    exec_id: str = ""
-    last_qty: int = 0
-    last_price: int = 0
-    maker: bool = False
-    reason: str = ""
+    qty: int | None = None
+    limit: int | None = None
+    trigger: int | None = None
+    display: int | None = None
+    post_only: bool = False
 
 
 class Exchange:
-    """Enters, fills and cancels orders.
+    """Accepts, fills and ends orders.
 
     Args:
         history: The market's last state; read only.
-        max_open_orders: Per account.
+        venue: What orders meet.
+        accounts: Who may trade, at what fee, and how much.
+        ledger: Empty, or what the journal holds.
 
     Attributes:
-        scale: Decimals of a balance, by asset: a balance of 1 is ``10**-scale``.
+        ledger: Accounts and orders.
     """
 
-    def __init__(self, history: History, *, max_open_orders: int = 100_000) -> None:
+    def __init__(self, history: History, venue: Venue, accounts: Accounts, ledger: Ledger) -> None:
+        self.ledger = ledger
         self._history = history
-        self._instruments = history.instruments
-        self._max_open = max_open_orders
-        self._orders: dict[str, Order] = {}  # open, by order id
-        self._by_client_id: dict[tuple[str, str], str] = {}
-        self._open: dict[str, int] = {}
-        self._balances: dict[str, dict[str, int]] = {}
-        self._held: dict[str, dict[str, int]] = {}
-        self.scale: dict[str, int] = {}
-        for instrument in self._instruments:
-            for asset, digits in (
-                (instrument.base, instrument.qty_precision),
-                (currency(instrument), cost_precision(instrument)),
-            ):
-                self.scale[asset] = max(digits, self.scale.get(asset, 0))
-        self._order_count = 0
-        self._fill_count = 0
+        self._venue = venue
+        self._owners = {name: number for number, name in enumerate(accounts.options, 1)}
+        self._fees: dict[str, FeeModel] = {
+            name: MakerTaker(round(options.maker_bps * 100), round(options.taker_bps * 100))
+            for name, options in accounts.options.items()
+        }
+        self._risk = Risk(ledger, history, accounts, self._fees)
+        self._stops = Stops()
+        self._expiries: list[tuple[int, int]] = []
+        self._reducing: dict[tuple[str, str], set[int]] = {}
+        self._returning: dict[int, list[int]] = {}
+        self._events: list[Event] = []
+        self._reports: list[Report] = []
+        self._began = False
+        self._begin(accounts)
 
-    def open_account(self, account: str, balances: dict[str, int]) -> None:
-        """Add an account with its starting balances, in whole units of each asset."""
-        self._balances[account] = {asset: whole * 10 ** self.scale[asset] for asset, whole in balances.items()}
-        self._held[account] = {}
-        self._open[account] = 0
+    def _begin(self, accounts: Accounts) -> None:
+        for instrument in self._history.instruments:
+            listed = listed_of(instrument)
+            if self.ledger.listed.get(listed.symbol) != listed:
+                self._happen(listed)
+        for name, options in accounts.options.items():
+            if name not in self.ledger.accounts:
+                self._happen(Opened(name, options.balances))
 
-    def balances(self, account: str) -> dict[str, int]:
-        """Return what an account owns by asset, see :attr:`scale`; open orders have not been taken off."""
-        return dict(self._balances[account])
+    def drain(self) -> tuple[list[Event], list[Report]]:
+        """Return what has happened since the last call."""
+        drained = self._events, self._reports
+        self._events, self._reports = [], []
+        return drained
 
-    def open_orders(self, account: str) -> list[Report]:
-        """Return the open orders of an account, oldest first, as reports of their present state."""
-        ts = self._history.ts
-        return [self._report(o, "new", ts) for o in self._orders.values() if o.terms.account == account]
+    def _happen(self, event: Event) -> None:
+        self._events.append(event)
+        self._reports += self.ledger.apply(event)
 
-    def place(self, terms: NewOrder) -> list[Report]:
+    @property
+    def now(self) -> int:
+        """Market time, int ns UTC; 0 before the first event."""
+        return self._history.ts
+
+    # Commands
+
+    def place(self, account: str, wanted: Wanted, *, idempotent: bool) -> tuple[Order, bool]:
         """Enter an order and fill what can be filled at once.
+
+        Args:
+            account: Whose it is.
+            wanted: The order.
+            idempotent: Whether a ``cl_ord_id`` stands for one order for ever, and the same request for the same order;
+                else it only has to be unique among the open ones.
+
+        Returns:
+            The order, and whether it was there before and nothing was entered.
 
         Raises:
             RequestError: It cannot be entered; nothing has changed.
         """
-        client_id = (terms.account, terms.cl_ord_id)
-        if terms.cl_ord_id and client_id in self._by_client_id:
-            raise RequestError("EOrder:Duplicate cl_ord_id", Code.DUPLICATE_CL_ORD_ID)
-        if self._open[terms.account] >= self._max_open:
-            raise RequestError("EOrder:Orders limit exceeded", Code.TOO_MANY_ORDERS)
-        fills = list(self._walk(terms))
-        if terms.limit is None and not fills:
-            raise RequestError("EOrder:No market: the other side of the book is empty", Code.NO_MARKET)
-        self._check_funds(terms, fills)
-        self._order_count += 1
-        order = Order(terms=terms, order_id=f"O{self._order_count:012d}", leaves_qty=terms.qty)
-        reports = [self._report(order, "new", self._history.ts)]
-        for price, qty in fills:
-            reports += self._fill(order, price, qty, maker=False)
-        if order.leaves_qty and (terms.immediate or terms.limit is None):
-            reports.append(self._cancel(order, "ioc_remainder"))
-        elif order.leaves_qty:
-            self._rest(order)
-        return reports
+        known = self._known(account, wanted, idempotent=idempotent)
+        if known is not None:
+            return known, True
+        walk = self._walk(account, wanted.terms)
+        self._risk.admit(account, wanted.terms, walk, Counter())
+        return self._enter(account, wanted, walk), False
 
-    def cancel(self, account: str, order_id: str = "", cl_ord_id: str = "") -> tuple[str, list[Report]]:
+    def place_all(self, account: str, batch: Sequence[Wanted], *, idempotent: bool) -> list[tuple[Order, bool]]:
+        """Enter several orders, in order, or none of them; otherwise as :meth:`place`.
+
+        What one of them does to the market may cost a later one its fill: that one is then cancelled, not refused.
+        """
+        names = Counter(wanted.terms.cl_ord_id for wanted in batch if wanted.terms.cl_ord_id)
+        if any(count > 1 for count in names.values()):
+            raise RequestError("EOrder:Duplicate cl_ord_id", Code.DUPLICATE_CL_ORD_ID, field="cl_ord_id")
+        known = [self._known(account, wanted, idempotent=idempotent) for wanted in batch]
+        reserved: Counter[str] = Counter()
+        for wanted, there in zip(batch, known, strict=True):
+            if there is None:
+                self._risk.admit(account, wanted.terms, self._walk(account, wanted.terms), reserved)
+        return [
+            (self._enter(account, wanted), False) if there is None else (there, True)
+            for wanted, there in zip(batch, known, strict=True)
+        ]
+
+    def check(self, account: str, wanted: Wanted, *, idempotent: bool) -> None:
+        """Pass if :meth:`place` would enter an order now.
+
+        Raises:
+            RequestError: It would not.
+        """
+        if self._known(account, wanted, idempotent=idempotent) is None:
+            self._risk.admit(account, wanted.terms, self._walk(account, wanted.terms), Counter())
+
+    def amend(self, account: str, order: Order, change: Change) -> None:
+        """Change an open order in place.
+
+        Raises:
+            RequestError: It cannot be changed so; nothing has changed.
+        """
+        terms = self._amended(order, change)
+        walk = [] if order.waits else self._walk(account, terms, qty=terms.qty - order.cum_qty)
+        self._risk.admit_amended(account, order, terms, walk)
+        waited, before = order.waits, order.terms
+        self._happen(Amended(self.now, order.key, terms))
+        if waited:
+            self._await(order)
+        elif terms.display != before.display:
+            self._venue.cancel(order.key)
+            self._work(order)
+        else:
+            assert terms.limit is not None  # what rests has one
+            self._settle(order, self._venue.amend(order.key, terms.limit, order.leaves_qty))
+
+    def _amended(self, order: Order, change: Change) -> Terms:
+        terms = order.terms
+        if change.limit is not None and terms.limit is None:
+            raise RequestError("EOrder:Invalid price: the order has no limit", Code.INVALID_ORDER, field="limit_price")
+        if change.trigger is not None and not order.waits:
+            raise RequestError("EOrder:Invalid price: it waits for none", Code.INVALID_ORDER, field="trigger_price")
+        if change.display is not None and terms.order_type != "iceberg":
+            raise RequestError("EOrder:Invalid display_qty: not an iceberg", Code.INVALID_ORDER, field="display_qty")
+        qty = terms.qty if change.qty is None else change.qty
+        if qty <= order.cum_qty:
+            text = "EOrder:Invalid volume: not more than has been filled; cancel it instead"
+            raise RequestError(text, Code.INVALID_ORDER, field="order_qty")
+        return msgspec.structs.replace(
+            terms,
+            qty=qty,
+            limit=terms.limit if change.limit is None else change.limit,
+            trigger=terms.trigger if change.trigger is None else change.trigger,
+            display=terms.display if change.display is None else change.display,
+            post_only=terms.post_only or change.post_only,
+        )
+
+    def cancel(self, account: str, key: int, cl_ord_id: str) -> Order:
         """Cancel an open order by either of its ids.
-
-        Returns:
-            The order id, and the reports.
 
         Raises:
             RequestError: The account has no such open order; an order of somebody else answers the same.
         """
-        order = self._orders.get(order_id or self._by_client_id.get((account, cl_ord_id), ""))
-        if order is None or order.terms.account != account:
+        order = self.open_order(account, key, cl_ord_id)
+        self._end(order, "user")
+        return order
+
+    def open_order(self, account: str, key: int, cl_ord_id: str) -> Order:
+        """Return an open order of an account by either of its ids.
+
+        Raises:
+            RequestError: There is none.
+        """
+        order = self.ledger.find(account, key, cl_ord_id)
+        if order is None or not order.open:
             raise RequestError("EOrder:Unknown order", Code.UNKNOWN_ORDER)
-        self._remove(order)
-        return order.order_id, [self._cancel(order, "user")]
+        return order
 
-    def market_moved(self, batch: Batch) -> list[Report]:
-        """Fill the resting orders that a batch, already in the history, trades through or touches."""
-        if not self._orders:
+    def cancel_all(self, account: str, reason: str, keys: Iterable[int] | None = None) -> int:
+        """Cancel the open orders of an account, or those of them that have one of some keys; return how many."""
+        wanted = None if keys is None else set(keys)
+        orders = [order for order in self.ledger.open_orders(account) if wanted is None or order.key in wanted]
+        for order in orders:
+            self._end(order, reason)
+        return len(orders)
+
+    def halt(self, account: str, *, halted: bool) -> int:
+        """Pull or release an account's kill switch; return how many orders that cancelled."""
+        if self.ledger.accounts[account].halted != halted:
+            self._happen(Halted(self.now, account, halted))
+        return self.cancel_all(account, "kill_switch") if halted else 0
+
+    # The market
+
+    def moved(self, batch: Batch) -> None:
+        """Let a batch, already in the history, do to open orders what it does."""
+        if self._returning:
+            self._return(batch)
+        self._fill(self._venue.moved(batch))
+        if self._stops and len(batch.trades):
+            self._trigger(batch)
+        while self._expiries and self._expiries[0][0] <= batch.ts:
+            order = self.ledger.orders.get(heapq.heappop(self._expiries)[1])
+            if order is not None and order.open:
+                self._leave(order)
+                self._happen(Expired(self.now, order.key))
+
+    def new_epoch(self) -> None:
+        """The market begins anew. The first time, orders of the journal return to it; after that, they end."""
+        self._venue.clear()
+        self._stops.clear()
+        if self._began:
+            for account in self.ledger.accounts:
+                self.cancel_all(account, "seek")
+        self._began = True
+        self.reenter()
+
+    def reenter(self) -> None:
+        """Have every open order enter the market again, each once something is known of its instrument."""
+        self._returning.clear()
+        for key in sorted(key for account in self.ledger.accounts.values() for key in account.open_orders):
+            order = self.ledger.orders[key]
+            self._note(order)
+            self._returning.setdefault(self._instrument(order), []).append(key)
+
+    def ended(self) -> None:
+        """The market has ended: nothing will ever fill again."""
+        for account in self.ledger.accounts:
+            self.cancel_all(account, "feed_ended")
+
+    def _return(self, batch: Batch) -> None:
+        for instrument in [i for i in self._returning if self._history.known(i) or self._history.book_position[i]]:
+            for key in self._returning.pop(instrument):
+                order = self.ledger.orders.get(key)
+                if order is not None and order.open:
+                    self._start(order)
+
+    def _trigger(self, batch: Batch) -> None:
+        trades = batch.trades
+        for instrument in set(trades.instrument.tolist()):
+            prices = trades.price[trades.instrument == instrument]
+            for key in self._stops.reached(instrument, int(prices.min()), int(prices.max())):
+                self._happen(Triggered(self.now, key))
+                self._work(self.ledger.orders[key])
+
+    # How an order goes
+
+    def _known(self, account: str, wanted: Wanted, *, idempotent: bool) -> Order | None:
+        """Return the order that a request has entered before, if it has."""
+        name = wanted.terms.cl_ord_id
+        order = self.ledger.find(account, cl_ord_id=name) if name else None
+        if order is None or not (idempotent or order.open):
+            return None
+        if idempotent and order.body == wanted.body:
+            return order
+        raise RequestError("EOrder:Duplicate cl_ord_id", Code.DUPLICATE_CL_ORD_ID, field="cl_ord_id")
+
+    def _walk(self, account: str, terms: Terms, qty: int | None = None) -> Walk:
+        if terms.trigger is not None:
             return []
-        lows, highs = self._extremes(batch)
-        reports: list[Report] = []
-        for order in list(self._orders.values()):
-            if self._reached(order.terms, lows, highs):
-                assert order.terms.limit is not None
-                self._remove(order)
-                reports += self._fill(order, order.terms.limit, order.leaves_qty, maker=True)
-        return reports
+        instrument, owner = self._history.instruments.id_of(terms.symbol), self._owners[account]
+        return self._venue.walk(instrument, terms.side, terms.limit, terms.qty if qty is None else qty, owner)
 
-    def _extremes(self, batch: Batch) -> tuple[dict[int, int], dict[int, int]]:
-        """Return the lowest and highest traded price by instrument."""
-        ids = np.unique(batch.trades.instrument).tolist()
-        prices = [batch.trades.price[batch.trades.instrument == i] for i in ids]
-        return (
-            {i: int(p.min()) for i, p in zip(ids, prices, strict=True)},
-            {i: int(p.max()) for i, p in zip(ids, prices, strict=True)},
-        )
+    def _enter(self, account: str, wanted: Wanted, walk: Walk | None = None) -> Order:
+        """Accept an order; ``walk`` is what it would trade now, if that is known."""
+        key = self.ledger.last_key + 1
+        self._happen(Placed(self.now, key, account, wanted.terms, wanted.body, self._fees[account].worst_ppm))
+        order = self.ledger.orders[key]
+        self._note(order)
+        self._start(order, walk)
+        return order
 
-    def _reached(self, terms: NewOrder, lows: dict[int, int], highs: dict[int, int]) -> bool:
-        limit, i = terms.limit, terms.instrument
-        assert limit is not None
-        if terms.side == BUY:
-            ask = int(self._history.ask_px[i])
-            return (ask != MISSING and ask <= limit) or lows.get(i, limit) < limit
-        bid = int(self._history.bid_px[i])
-        return (bid != MISSING and bid >= limit) or highs.get(i, limit) > limit
+    def _note(self, order: Order) -> None:
+        """Remember what has to be looked at when time passes or its account's position changes."""
+        if order.terms.expire_ns:
+            heapq.heappush(self._expiries, (order.terms.expire_ns, order.key))
+        if order.terms.reduce_only:
+            self._reducing.setdefault((order.account, order.terms.symbol), set()).add(order.key)
 
-    def _walk(self, terms: NewOrder) -> Iterator[tuple[int, int]]:
-        """Yield (price, qty) of what an order takes from the displayed book, best first."""
-        left = terms.qty
-        for price, displayed in self._opposite(terms):
-            beyond = terms.limit is not None and (price - terms.limit) * terms.side > 0
-            if beyond or not left:
-                return
-            taken = min(left, displayed)
-            left -= taken
-            yield price, taken
+    def _start(self, order: Order, walk: Walk | None = None) -> None:
+        """Have an order that is new to the market wait for its price, or trade."""
+        if order.waits:
+            self._await(order)
+        else:
+            self._work(order, walk)
 
-    def _opposite(self, terms: NewOrder) -> Iterable[tuple[int, int]]:
-        history, i = self._history, terms.instrument
-        levels = history.books[i].top(-terms.side, 1000)
-        if levels:
-            return levels
-        px, qty = (history.ask_px, history.ask_qty) if terms.side == BUY else (history.bid_px, history.bid_qty)
-        return [(int(px[i]), int(qty[i]))] if px[i] != MISSING else []
+    def _await(self, order: Order) -> None:
+        terms, instrument = order.terms, self._instrument(order)
+        assert terms.trigger is not None
+        last = int(self._history.day.last_px[instrument])
+        upwards = terms.triggers_upwards
+        if last != MISSING and (last >= terms.trigger if upwards else last <= terms.trigger):
+            self._stops.discard(order.key)
+            self._happen(Triggered(self.now, order.key))
+            self._work(order)
+        else:
+            self._stops.add(order.key, instrument, terms.trigger, upwards=upwards)
 
-    def _fill(self, order: Order, price: int, qty: int, *, maker: bool) -> list[Report]:
-        terms, instrument = order.terms, self._instruments[order.terms.instrument]
-        order.cum_qty += qty
-        order.leaves_qty -= qty
-        order.cost += price * qty
-        order.status = "partially_filled" if order.leaves_qty else "filled"
-        balances = self._balances[terms.account]
-        for asset, amount in (
-            (instrument.base, terms.side * self._base_units(instrument, qty)),
-            (currency(instrument), -terms.side * self._quote_units(instrument, price * qty)),
-        ):
-            balances[asset] = balances.get(asset, 0) + amount
-        self._fill_count += 1
-        report = self._report(
-            order, "trade", self._history.ts, exec_id=f"E{self._fill_count:012d}", last_qty=qty, last_price=price,
-            maker=maker,
-        )  # fmt: skip
-        return [report] if order.leaves_qty else [report, self._report(order, "filled", self._history.ts)]
-
-    def _cancel(self, order: Order, reason: str) -> Report:
-        order.leaves_qty = 0
-        order.status = "canceled"
-        return self._report(order, "canceled", self._history.ts, reason=reason)
-
-    def _rest(self, order: Order) -> None:
+    def _work(self, order: Order, walk: Walk | None = None) -> None:
+        """Have an order trade what it can, and rest if it may."""
         terms = order.terms
-        self._orders[order.order_id] = order
-        self._open[terms.account] += 1
-        if terms.cl_ord_id:
-            self._by_client_id[terms.account, terms.cl_ord_id] = order.order_id
-        self._hold(order, +1)
+        if walk is None:
+            walk = self._walk_of(order)
+        if terms.time_in_force == "fok" and sum(qty for _, qty in walk) < order.leaves_qty:
+            self._end(order, "fok")
+        elif terms.post_only and walk:  # a batch before it, or a trigger, has brought the market to it
+            self._end(order, "post_only")
+        elif not self._risk.covers(order, walk):
+            self._end(order, "insufficient_funds")
+        else:
+            entry = Entry(
+                key=order.key, owner=self._owners[order.account], instrument=self._instrument(order), side=terms.side,
+                price=terms.limit, qty=order.leaves_qty, display=terms.display, rests=terms.rests,
+                self_trade=terms.self_trade,
+            )  # fmt: skip
+            self._settle(order, self._venue.enter(entry))
 
-    def _remove(self, order: Order) -> None:
-        del self._orders[order.order_id]
-        self._open[order.terms.account] -= 1
-        self._by_client_id.pop((order.terms.account, order.terms.cl_ord_id), None)
-        self._hold(order, -1)
+    def _walk_of(self, order: Order) -> Walk:
+        terms, owner = order.terms, self._owners[order.account]
+        return self._venue.walk(self._instrument(order), terms.side, terms.limit, order.leaves_qty, owner)
 
-    def _hold(self, order: Order, sign: int) -> None:
-        asset, amount = self._needs(order.terms, order.leaves_qty * (order.terms.limit or 0), order.leaves_qty)
-        held = self._held[order.terms.account]
-        held[asset] = held.get(asset, 0) + sign * amount
+    def _settle(self, order: Order, outcome: Outcome) -> None:
+        for key in outcome.withdrawn:
+            self._happen(Canceled(self.now, key, "stp"))
+        self._fill(outcome.matches)
+        if order.open and not outcome.rests:
+            self._happen(Canceled(self.now, order.key, "stp" if outcome.self_trade else "ioc_remainder"))
 
-    def _needs(self, terms: NewOrder, cost: int, qty: int) -> tuple[str, int]:
-        """Return which asset an order takes and how much of it."""
-        instrument = self._instruments[terms.instrument]
-        if terms.side == SELL:
-            return instrument.base, self._base_units(instrument, qty)
-        return currency(instrument), self._quote_units(instrument, cost)
+    def _fill(self, matches: Sequence[Match]) -> None:
+        """Take in what was matched at one instant; only then are orders cut that may but reduce a position."""
+        for match in matches:
+            order = self.ledger.orders[match.key]
+            fee = self._fees[order.account].fee(match.price * match.qty, maker=match.maker)
+            self._happen(Filled(self.now, match.key, match.price, match.qty, fee, match.maker, match.trade_id))
+        if self._reducing and matches:
+            filled = [self.ledger.orders[match.key] for match in matches if match.key in self.ledger.orders]
+            for account, symbol in dict.fromkeys((order.account, order.terms.symbol) for order in filled):
+                self._cut(account, symbol)
 
-    def _base_units(self, instrument: Instrument, lots: int) -> int:
-        return int(lots * 10 ** (self.scale[instrument.base] - instrument.qty_precision))
+    def _cut(self, account: str, symbol: str) -> None:
+        """Cut the orders that may only reduce a position to what is left of it, newest first."""
+        keys = self._reducing.get((account, symbol), set())
+        for key in list(keys):
+            if key not in self.ledger.orders or not self.ledger.orders[key].open:
+                keys.discard(key)
+        if not keys:
+            self._reducing.pop((account, symbol), None)
+            return
+        room = self.ledger.accounts[account].position(symbol).qty
+        for key in sorted(keys):
+            order = self.ledger.orders[key]
+            allowed = max(0, min(order.leaves_qty, -order.terms.side * room))
+            room += order.terms.side * allowed
+            if not allowed:
+                self._end(order, "reduce_only")
+            elif allowed < order.leaves_qty:
+                self._shrink(order, allowed)
 
-    def _quote_units(self, instrument: Instrument, cost: int) -> int:
-        return int(cost * 10 ** (self.scale[currency(instrument)] - cost_precision(instrument)))
+    def _shrink(self, order: Order, leaves: int) -> None:
+        terms = msgspec.structs.replace(order.terms, qty=order.cum_qty + leaves)
+        waits = order.waits
+        self._happen(Amended(self.now, order.key, terms))
+        if not waits and terms.limit is not None:
+            self._venue.amend(order.key, terms.limit, leaves)
 
-    def _check_funds(self, terms: NewOrder, fills: list[tuple[int, int]]) -> None:
-        taken = sum(qty for _, qty in fills)
-        cost = sum(price * qty for price, qty in fills)
-        if terms.limit is not None and not terms.immediate:
-            cost += terms.limit * (terms.qty - taken)
-            taken = terms.qty
-        asset, needed = self._needs(terms, cost, taken)
-        held = self._held[terms.account].get(asset, 0)
-        if self._balances[terms.account].get(asset, 0) - held < needed:
-            raise RequestError("EOrder:Insufficient funds", Code.INSUFFICIENT_FUNDS)
+    def _end(self, order: Order, reason: str) -> None:
+        self._leave(order)
+        self._happen(Canceled(self.now, order.key, reason))
 
-    def _report(self, order: Order, exec_type: ExecType, ts: int, **fill: object) -> Report:
-        return Report(
-            order=order.terms, order_id=order.order_id, exec_type=exec_type, status=order.status,
-            cum_qty=order.cum_qty, leaves_qty=order.leaves_qty, cost=order.cost, ts=ts, **fill,  # type: ignore[arg-type]
-        )  # fmt: skip
+    def _leave(self, order: Order) -> None:
+        self._stops.discard(order.key)
+        self._venue.cancel(order.key)
 
-
-def units_of(value: Decimal, precision: int, increment: int, what: str) -> int:
-    """Return a price in ticks or a quantity in lots.
-
-    Raises:
-        RequestError: It is not above zero, too large, or not a multiple of the increment.
-    """
-    if not value.is_finite() or value <= 0 or value.adjusted() + precision > MAX_DIGITS:
-        raise RequestError(f"EOrder:Invalid {what}: must be above 0 and below the largest value", Code.INVALID_ORDER)
-    units = value.scaleb(precision)
-    if units != units.to_integral_value() or int(units) % increment:
-        step = fixed(increment, precision)
-        raise RequestError(f"EOrder:Invalid {what}: must be a multiple of {step}", Code.INVALID_ORDER)
-    if units > MAX_UNITS:
-        raise RequestError(f"EOrder:Invalid {what}: must be below the largest value", Code.INVALID_ORDER)
-    return int(units)
-
-
-def currency(instrument: Instrument) -> str:
-    """Return what an instrument is paid in; "USD" stands in where a recording does not say."""
-    return instrument.quote or "USD"
+    def _instrument(self, order: Order) -> int:
+        return self._history.instruments.id_of(order.terms.symbol)
 
 
-def cost_precision(instrument: Instrument) -> int:
-    """Return the decimals of ticks times lots."""
-    return instrument.price_precision + instrument.qty_precision
+def listed_of(instrument: Instrument) -> Listed:
+    """Return what the journal says of an instrument."""
+    precisions = instrument.price_precision, instrument.qty_precision
+    return Listed(instrument.symbol, instrument.base, quote_of(instrument.quote), *precisions)

@@ -1,267 +1,561 @@
-"""Takes order requests from sessions, has the exchange do them one after the other, and tells the account.
+"""Takes order requests from sessions, has the exchange do them one after the other, and tells the accounts.
 
-The reply to a request precedes every ``executions`` row that it causes. The queue in front of the exchange is bounded;
-when it is full a request is refused, so that a session always reads on. Everybody trades on one demo account until
-accounts are told apart; a ``token`` is accepted and not looked at.
+One task, :meth:`Gateway.run`, owns the exchange. It does what has come since the last time, writes all that has
+happened to the journal as one group, and only then lets anybody know: replies and reports leave in the order in which
+things happened, so a reply precedes every row that it causes. What the market does to resting orders between two
+groups goes the same way.
+
+**When the disk fails**, nobody is told what may not be on it. The journal is opened again, which says what really is;
+a group that is not is answered ``unavailable`` and has not happened, and the exchange is built anew from what is. As
+long as that does not succeed, requests are refused and resting orders neither fill nor end; market data goes on.
+
+The queue in front of the exchange is bounded; when it is full a request is refused, so that a session always reads on.
 """
 
 from __future__ import annotations
 
-import re
+import heapq
+import itertools
+import logging
+import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import trio
+from msgspec import UNSET, UnsetType
 
-from feeds.instruments import Instrument
-from feeds.records import BUY, SELL, Batch
-from ticker.codec import fixed, rfc3339
-from ticker.errors import Code, RequestError
+from feeds.records import Batch, Marker
+from feeds.venue import Venue
+from ticker.errors import Code, ConfigError, JournalError, RequestError
+from ticker.guard import TokenBucket
+from ticker.history import History
 from ticker.listings import Listings
-from ticker.orders.exchange import Exchange, NewOrder, Report, cost_precision, currency, units_of
-from ticker.wire import AddOrderParams, CancelOrderParams, Message, Request, SubscribeParams, params_of
+from ticker.orders import events
+from ticker.orders.accounts import Accounts, Grant, Scope
+from ticker.orders.client import Client
+from ticker.orders.exchange import Exchange, listed_of
+from ticker.orders.journal import Journal
+from ticker.orders.ledger import Ledger
+from ticker.orders.methods import Answer, Methods, Work
+from ticker.orders.models import LatencyModel
+from ticker.orders.order import Order
+from ticker.orders.params import PrivateParams
+from ticker.orders.readers import Interest, Letter, Readers
+from ticker.orders.switches import Switches
+from ticker.wire import Request, params_of
 
-PRIVATE_CHANNELS: Final = ("executions", "balances")
-DEMO: Final = "demo"
-DEMO_QUOTE: Final = 10_000_000  #: of every quote currency
-DEMO_BASE: Final = 10_000  #: of every base asset
+logger = logging.getLogger(__name__)
+
 QUEUE_DEPTH: Final = 10_000
-SNAPSHOT_TRADES: Final = 50
-CL_ORD_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,36}")
+#: The exchange works for about this long before what it did is written and others have their turn.
+SLICE_S: Final = 0.002
+#: The journal is opened again this often until that succeeds.
+RETRY_S: Final = 1.0
+#: How often readers of positions are told of other prices.
+REVALUE_S: Final = 1.0
+#: So many events after a snapshot there is another; recovery reads them in about ten seconds.
+SNAPSHOT_EVENTS: Final = 1_000_000
+#: A journal that begins with more events than this gets a snapshot at once.
+SHORT_JOURNAL: Final = 10_000
 
 
-class Client(Protocol):
-    """What the gateway needs of a session."""
-
-    def accept(self, request: Request, time_in: str, result: dict[str, Any]) -> None:
-        """Reply to a request that was done."""
-
-    def refuse(self, request: Request, time_in: str, error: RequestError) -> None:
-        """Reply to a request that was not done."""
-
-    def send(self, message: msgspec.Struct) -> None:
-        """Send a message that must arrive."""
-
-
-class PrivateMessage(Message, frozen=True, kw_only=True):
-    """A message of a private channel.
+class GatewayStatistics(msgspec.Struct, frozen=True):
+    """What the gateway has done so far.
 
     Attributes:
-        sequence: Contiguous from 1 per connection and channel.
+        available: Whether the journal can be written.
+        queued: Requests that wait.
+        requests: That were done or refused by the exchange.
+        groups: Written to the journal.
+        events: In them.
+        failures: How often the journal could not be written.
+        open_orders: Of all accounts.
     """
 
-    sequence: int
+    available: bool
+    queued: int
+    requests: int
+    groups: int
+    events: int
+    failures: int
+    open_orders: int
+
+
+class _Done(NamedTuple):
+    """What is told once a group is on disk: replies to a client, then letters to readers."""
+
+    client: Client | None
+    request: Request
+    time_in: str
+    answers: list[Answer]
+    letters: list[Letter]
+
+
+class _Group:
+    """What has happened and is not on disk yet.
+
+    Attributes:
+        events: For the journal, encoded.
+        done: What is told then, in order.
+    """
+
+    def __init__(self) -> None:
+        self.events: list[bytes] = []
+        self.done: list[_Done] = []
+
+
+_NOBODY: Final = Request("")
 
 
 class Gateway:
-    """The way from sessions to the exchange and back."""
+    """The way from sessions to the exchange and back.
 
-    def __init__(self, exchange: Exchange, listings: Listings) -> None:
-        self._exchange = exchange
-        self._listings = listings
-        self._send, self._receive = trio.open_memory_channel[Callable[[], None]](QUEUE_DEPTH)
-        self._readers: dict[str, dict[Client, int]] = {channel: {} for channel in PRIVATE_CHANNELS}
-        self._trades: deque[Report] = deque(maxlen=SNAPSHOT_TRADES)
-        exchange.open_account(DEMO, demo_balances(listings))
+    Args:
+        history: The market's last state.
+        listings: The market's names.
+        venue: What orders meet.
+        accounts: Who may trade.
+        journal: Not open yet.
+        latency: How long requests are on their way; None: no time at all.
+        remembered: How many orders that have ended are remembered.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        listings: Listings,
+        venue: Venue,
+        accounts: Accounts,
+        journal: Journal,
+        *,
+        latency: LatencyModel | None = None,
+        remembered: int = 100_000,
+    ) -> None:
+        self._history = history
+        self._venue = venue
+        self._accounts = accounts
+        self._journal = journal
+        self._latency = latency
+        self._remembered = remembered
+        self._exchange: Exchange | None = None  # None: nothing can be done now
+        self._readers = Readers(history)
+        self._methods = Methods(listings, self)
+        self._switches = Switches()
+        self._queue: deque[Callable[[Exchange], None]] = deque()
+        self._underway: list[tuple[float, int, Callable[[Exchange], None]]] = []
+        self._numbers = itertools.count()
+        self._work = trio.Event()
+        self._group = _Group()
+        self._grants: dict[Client, Grant] = {}
+        self._buckets: dict[str, TokenBucket] = {}
+        self._connections: dict[Client, tuple[float, set[int]]] = {}
+        self._arrivals: dict[Client, float] = {}
+        self._unsaved = 0
+        self._counts = {"requests": 0, "groups": 0, "events": 0, "failures": 0}
+
+    # Running
+
+    async def recover(self) -> None:
+        """Open the journal and take up what it holds; before that every request is refused.
+
+        Raises:
+            ConfigError: The journal is not this market's.
+            JournalError: It cannot be read or written.
+        """
+        await self._journal.reopen()
+        self._exchange = self._restored()
+        self._note()
+        await self._write(self._take())
+        if self._unsaved > SHORT_JOURNAL:
+            await self._save()
 
     async def run(self) -> None:
-        """Do requests one after the other, for ever."""
-        async for command in self._receive:
-            command()
-            await trio.lowlevel.checkpoint()
+        """Do requests for ever.
+
+        A cancel lets what was done be written first, so that a clean stop loses nothing and needs no recovery.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._switches.run, self._cancel)
+                nursery.start_soon(self._revalue)
+                while True:
+                    await self._wait_work()
+                    self._do()
+                    await self._commit()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._finish()
+
+    def _restored(self) -> Exchange:
+        """Return an exchange with what the journal holds."""
+        ledger = Ledger(self._remembered)
+        recovered = self._journal.recovered
+        try:
+            if recovered.snapshot is not None:
+                ledger.restore(recovered.snapshot)
+            for payload in recovered.events:
+                ledger.apply(events.decode(payload))
+        except (msgspec.MsgspecError, KeyError) as error:
+            raise ConfigError(
+                f"the journal was written by another version ({error!r}): give another --journal"
+            ) from error
+        self._check_fits(ledger)
+        self._unsaved = len(recovered.events)
+        self._readers.read(ledger, self._journal.identity)
+        return Exchange(self._history, self._venue, self._accounts, ledger)
+
+    def _check_fits(self, ledger: Ledger) -> None:
+        """Pass if a journal is of this market and these accounts, as far as that matters."""
+        served = {instrument.symbol: listed_of(instrument) for instrument in self._history.instruments}
+        for symbol, listed in ledger.listed.items():
+            if symbol in served and served[symbol] != listed:
+                raise ConfigError(f"in the journal {symbol} has other precisions than here: give another --journal")
+        for account in ledger.accounts.values():
+            for order in ledger.open_orders(account.name):
+                if order.terms.symbol not in served:
+                    what = f"open orders in {order.terms.symbol}, which this market does not have"
+                elif account.name not in self._accounts.options:
+                    what = f"open orders of account {account.name}, which there is not"
+                else:
+                    continue
+                raise ConfigError(f"the journal has {what}: give another --journal, or serve what it was made with")
+
+    async def _wait_work(self) -> None:
+        while not (self._queue or self._group.done or self._group.events):
+            due = self._underway[0][0] if self._underway else float("inf")
+            with trio.move_on_at(due):
+                await self._work.wait()
+            self._work = trio.Event()
+            while self._underway and self._underway[0][0] <= trio.current_time():
+                self._queue.append(heapq.heappop(self._underway)[2])
+
+    def _do(self) -> None:
+        exchange = self._exchange
+        assert exchange is not None  # _commit waits until there is one
+        until = time.perf_counter() + SLICE_S
+        while self._queue and time.perf_counter() < until:
+            self._queue.popleft()(exchange)
+
+    async def _commit(self) -> None:
+        group = self._take()
+        expected = self._journal.head + len(group.events)
+        try:
+            await self._write(group)
+            if self._unsaved > SNAPSHOT_EVENTS:
+                await self._save()
+        except JournalError as error:
+            self._counts["failures"] += 1
+            logger.error("orders are not available: %s", error)
+            await self._find_out(group, expected)
+
+    def _take(self) -> _Group:
+        group, self._group = self._group, _Group()
+        return group
+
+    async def _write(self, group: _Group) -> None:
+        """Write a group to the journal, and tell what it did.
+
+        Raises:
+            JournalError: It may not be on disk, and nobody was told.
+        """
+        if group.events:
+            with trio.CancelScope(shield=True):  # or nobody would know what was done
+                await self._journal.append(group.events)
+            self._counts["groups"] += 1
+            self._counts["events"] += len(group.events)
+            self._unsaved += len(group.events)
+        self._deliver(group)
+
+    def _collect(self) -> list[Letter]:
+        """Take what has happened on the exchange into the group; return what is to be told of it."""
+        assert self._exchange is not None
+        happened, reports = self._exchange.drain()
+        self._group.events += [events.encode(event) for event in happened]
+        return self._readers.tell(reports) if reports else []
+
+    def _deliver(self, group: _Group) -> None:
+        for client, request, time_in, answers, letters in group.done:
+            if client is not None:
+                for answer in answers:
+                    if answer.error is None:
+                        client.accept(request, time_in, answer.result, answer.ext)
+                    else:
+                        client.refuse(request, time_in, answer.error)
+            for reader, message in letters:
+                reader.send(message)
+
+    # When the disk fails
+
+    async def _find_out(self, group: _Group, expected: int) -> None:
+        """Find out whether a group is on disk, tell those who wait, and go on from what is there once that can be.
+
+        Args:
+            group: What may not be on disk.
+            expected: The number of the last event if it is.
+        """
+        self._exchange = None
+        refusal = RequestError("EService:Unavailable", Code.UNAVAILABLE, retry_after_ms=1000)
+        while self._exchange is None:
+            try:
+                await self._journal.reopen()
+                if self._journal.head == expected:
+                    self._deliver(group)
+                else:
+                    self._fail(group, refusal)
+                group = _Group()
+                exchange = self._restored()
+                await self._journal.snapshot(exchange.ledger.snapshot())  # it also shows that there is room again
+                self._resume(exchange)
+            except JournalError as error:
+                self._fail(group, RequestError("EService:Unknown outcome", Code.STATUS_UNKNOWN, retry_after_ms=1000))
+                group = _Group()
+                logger.error("orders are still not available: %s", error)
+                await trio.sleep(RETRY_S)
+
+    def _resume(self, exchange: Exchange) -> None:
+        exchange.drain()  # accounts that were not in the journal; they are in its snapshot
+        exchange.new_epoch()
+        self._exchange, self._group, self._unsaved = exchange, _Group(), 0
+        for reader, message in self._readers.refresh():
+            reader.send(message)
+        logger.warning("orders are available again")
+
+    def _fail(self, group: _Group, error: RequestError) -> None:
+        for client, request, time_in, answers, _ in group.done:
+            if client is not None and answers:
+                client.refuse(request, time_in, error)
+
+    async def _save(self) -> None:
+        """Write a snapshot, so that recovery is short."""
+        assert self._exchange is not None
+        await self._journal.snapshot(self._exchange.ledger.snapshot())
+        self._unsaved = 0
+
+    async def _finish(self) -> None:
+        try:
+            if self._exchange is not None:
+                await self._write(self._take())
+                if self._unsaved:
+                    await self._save()
+        except JournalError as error:
+            logger.error("the journal ends without a snapshot: %s", error)
+        await self._journal.aclose()
+
+    # Requests
+
+    def methods(self, *, native: bool) -> list[str]:
+        """Return the names of the order methods."""
+        return self._methods.names(native=native)
 
     def submit(self, client: Client, request: Request, time_in: str) -> None:
         """Queue an order request.
 
         Raises:
-            RequestError: It is malformed, or the queue is full; nothing was entered.
+            RequestError: It is malformed, not allowed, or cannot be queued; nothing was entered.
         """
-        work = self._placing(request) if request.method == "add_order" else self._cancelling(request)
+        self._enqueue(client, request, time_in, self._methods.read(client, request))
 
-        def command() -> None:
+    def _enqueue(self, client: Client, request: Request, time_in: str, work: Work) -> None:
+        if self._exchange is None:
+            raise RequestError("EService:Unavailable", Code.UNAVAILABLE, retry_after_ms=1000)
+        if len(self._queue) + len(self._underway) >= QUEUE_DEPTH:
+            raise RequestError("EService:Busy", Code.BUSY, retry_after_ms=100)
+
+        def command(exchange: Exchange) -> None:
+            self._counts["requests"] += 1
             try:
-                result, reports = work()
+                answers = work(exchange)
             except RequestError as error:
-                client.refuse(request, time_in, error)
-            else:
-                client.accept(request, time_in, result)
-                self._tell(reports)
+                answers = [Answer(error=error)]
+            self._group.done.append(_Done(client, request, time_in, answers, self._collect()))
 
-        try:
-            self._send.send_nowait(command)
-        except trio.WouldBlock:
-            raise RequestError("EService:Busy", Code.BUSY) from None
+        self._schedule(client, command)
+
+    def _schedule(self, client: Client, command: Callable[[Exchange], None]) -> None:
+        """Have a command of a client done after those that it has sent before."""
+        if self._latency is None:
+            self._queue.append(command)
+        else:
+            due = max(trio.current_time() + self._latency.delay_s(), self._arrivals.get(client, 0.0))
+            self._arrivals[client] = due
+            heapq.heappush(self._underway, (due, next(self._numbers), command))
+        self._work.set()
+
+    # The market
 
     def market_moved(self, batch: Batch) -> None:
-        """Let a batch fill resting orders."""
-        self._tell(self._exchange.market_moved(batch))
+        """Let a batch, already in the history, do to resting orders what it does."""
+        if self._exchange is not None:
+            self._exchange.moved(batch)
+            self._note()
 
-    def _placing(self, request: Request) -> Callable[[], tuple[dict[str, Any], list[Report]]]:
-        params = params_of(request, AddOrderParams)
-        terms = self._terms(params)
+    def mark(self, marker: Marker) -> None:
+        """Take in a marker of the feed, already in the history."""
+        if self._exchange is None:
+            return
+        if marker.kind == "epoch":
+            self._exchange.new_epoch()
+        elif marker.kind == "end":
+            self._exchange.ended()
+        self._note()
 
-        def work() -> tuple[dict[str, Any], list[Report]]:
-            reports = self._exchange.place(terms)
-            result = {"order_id": reports[0].order_id}
-            return (result | {"cl_ord_id": terms.cl_ord_id} if terms.cl_ord_id else result), reports
+    def _cancel(self, account: str, reason: str, keys: frozenset[int] | None) -> None:
+        """A switch has fallen."""
+        if self._exchange is not None:
+            self._exchange.cancel_all(account, reason, keys)
+            self._note()
 
-        return work
+    def _note(self) -> None:
+        """Have what happened without a request written and told."""
+        letters = self._collect()
+        if letters or self._group.events:
+            self._group.done.append(_Done(None, _NOBODY, "", [], letters))
+            self._work.set()
 
-    def _terms(self, params: AddOrderParams) -> NewOrder:
-        listing = self._listings.id_of(params.symbol)
-        instrument_id = self._listings.instrument_of[listing]
-        instrument = self._listings.instruments[instrument_id]
-        cl_ord_id = "" if params.cl_ord_id is msgspec.UNSET else params.cl_ord_id
-        if params.cl_ord_id is not msgspec.UNSET and not CL_ORD_ID.fullmatch(cl_ord_id):
-            raise RequestError("EOrder:Invalid cl_ord_id: 1 to 36 of A-Z a-z 0-9 _ -", Code.INVALID_ORDER)
-        limit = None
-        if params.order_type == "limit":
-            if params.limit_price is msgspec.UNSET:
-                raise RequestError("EOrder:Invalid price: a limit order needs limit_price", Code.INVALID_ORDER)
-            limit = units_of(params.limit_price, instrument.price_precision, instrument.price_increment, "price")
-        qty = units_of(params.order_qty, instrument.qty_precision, instrument.qty_increment, "volume")
-        if qty < instrument.qty_min:
-            raise RequestError("EOrder:Invalid volume: below qty_min", Code.INVALID_ORDER)
-        return NewOrder(
-            account=DEMO, symbol=params.symbol, instrument=instrument_id, side=BUY if params.side == "buy" else SELL,
-            qty=qty, limit=limit, immediate=params.time_in_force == "ioc", cl_ord_id=cl_ord_id,
-        )  # fmt: skip
+    async def _revalue(self) -> None:
+        while True:
+            await trio.sleep(REVALUE_S)
+            letters = self._readers.revalue() if self._exchange is not None else []
+            if letters:
+                self._group.done.append(_Done(None, _NOBODY, "", [], letters))
+                self._work.set()
 
-    def _cancelling(self, request: Request) -> Callable[[], tuple[dict[str, Any], list[Report]]]:
-        params = params_of(request, CancelOrderParams)
-        wanted = [(order_id, "") for order_id in params.order_id] + [("", name) for name in params.cl_ord_id]
-        if len(wanted) != 1:
-            raise RequestError("EGeneral:cancel_order takes one order_id or one cl_ord_id", Code.INVALID_FIELD)
-        order_id, name = wanted[0]
+    # Who the caller is
 
-        def work() -> tuple[dict[str, Any], list[Report]]:
-            cancelled, reports = self._exchange.cancel(DEMO, order_id, name)
-            result = {"order_id": cancelled}
-            return (result | {"cl_ord_id": name} if name else result), reports
+    def account(self, caller: Client, token: str | UnsetType, scope: Scope) -> str:
+        """Return the account of a session: that of the last token it has shown, in its header or in a request.
 
-        return work
+        Raises:
+            RequestError: A token gives nothing, gives another account, or not what is asked for.
+        """
+        bound = self._grants.get(caller)
+        if token is UNSET and bound is not None:
+            grant = bound
+        else:
+            grant = self._accounts.grant(caller.bearer if token is UNSET else token)
+            if bound is not None and bound.account != grant.account:
+                raise RequestError("EAPI:Invalid key: another account's", Code.INVALID_TOKEN, field="token")
+            self._grants[caller] = grant
+            if bound is None:
+                self._switches.returned(grant.account)
+        grant.check(scope)
+        if scope == "trade":
+            self._check_rate(grant.account)
+        return grant.account
+
+    def _check_rate(self, account: str) -> None:
+        rate = self._accounts.options[account].limits.orders_per_s
+        if not rate:
+            return
+        now = trio.current_time()
+        bucket = self._buckets.setdefault(account, TokenBucket(rate, 10 * rate, now))
+        wait = bucket.take(1, now)
+        if wait:
+            retry = max(1, round(1000 * wait))
+            raise RequestError("EOrder:Rate limit exceeded", Code.RATE_LIMITED, retry_after_ms=retry)
+
+    # Switches
+
+    def placed(self, caller: Client, order: Order) -> None:
+        """An order came from this connection."""
+        if caller in self._connections:
+            self._connections[caller][1].add(order.key)
+
+    def cancel_after(self, account: str, timeout_s: float) -> None:
+        """Set the dead man's switch of an account."""
+        self._switches.set_dead_man(account, timeout_s)
+
+    def cancel_on_disconnect(self, caller: Client, account: str, grace_s: float | None) -> None:
+        """Have the orders that a connection enters from now on end when it is lost, or not (None)."""
+        if grace_s is None:
+            self._connections.pop(caller, None)
+        else:
+            _, keys = self._connections.get(caller, (0.0, set()))
+            self._connections[caller] = grace_s, keys
 
     # Private channels
 
-    def subscribe(self, client: Client, request: Request, time_in: str, params: SubscribeParams) -> None:
+    def subscribe(self, client: Client, request: Request, time_in: str) -> None:
         """Begin to tell a client about its account.
 
         Raises:
-            RequestError: It is subscribed already.
+            RequestError: It may not, or is subscribed already.
         """
-        readers = self._readers[params.channel]
-        if client in readers:
-            raise RequestError("Already subscribed", Code.ALREADY_SUBSCRIBED)
-        readers[client] = 0
-        client.accept(request, time_in, {"channel": params.channel, "snapshot": True})
-        rows = self._balance_rows() if params.channel == "balances" else self._execution_snapshot()
-        self._publish(params.channel, client, "snapshot", rows)
+        params = params_of(request, PrivateParams)
+        account = self.account(client, params.token, "read")
+        interest = Interest(params.snap_trades, params.snap_orders, params.order_status, params.snapshot)
+        resume = None if params.resume is UNSET or not client.native else params.resume
+        self._readers.check(client, params.channel)
 
-    def unsubscribe(self, client: Client, request: Request, time_in: str, params: SubscribeParams) -> None:
+        def work(exchange: Exchange) -> list[Answer]:
+            self._readers.check(client, params.channel)
+            messages, recovered = self._readers.opening(client, account, params.channel, interest, resume)
+            self._readers.add(client, account, params.channel, interest)
+            ext: dict[str, Any] = {"epoch": self._readers.epoch, "sequence": exchange.ledger.accounts[account].reports}
+            if resume is not None:
+                ext["recovered"] = recovered
+            answer = Answer(_acknowledged(params), ext=ext)
+            letters = [Letter(client, message) for message in messages]
+            self._group.done.append(_Done(client, request, time_in, [answer], letters))
+            return []
+
+        self._enqueue(client, request, time_in, work)
+
+    def unsubscribe(self, client: Client, request: Request, time_in: str) -> None:
         """Stop telling a client about its account.
 
         Raises:
             RequestError: It is not subscribed.
         """
-        if self._readers[params.channel].pop(client, None) is None:
-            raise RequestError("Subscription Not Found", Code.NOT_SUBSCRIBED)
+        params = params_of(request, PrivateParams)
+        self._readers.remove(client, params.channel)
         client.accept(request, time_in, {"channel": params.channel})
 
     def reads(self, client: Client) -> bool:
         """Whether a client has a private subscription."""
-        return any(client in readers for readers in self._readers.values())
+        return self._readers.reads(client)
 
-    def remove(self, client: Client) -> None:
-        """Forget a client whose connection has ended."""
-        for readers in self._readers.values():
-            readers.pop(client, None)
+    def remove(self, client: Client, *, clean: bool) -> None:
+        """Forget a client whose connection has ended; ``clean`` if it said goodbye."""
+        self._readers.forget(client)
+        grant = self._grants.pop(client, None)
+        if grant is not None:  # what it has sent before may still be on its way
+            self._schedule(client, lambda exchange: self._lost(client, grant.account, clean=clean))
+        self._arrivals.pop(client, None)
 
-    def _tell(self, reports: list[Report]) -> None:
-        if not reports:
-            return
-        fills = [report for report in reports if report.exec_type == "trade"]
-        self._trades.extend(fills)
-        rows = [self._row(report) for report in reports]
-        for client in list(self._readers["executions"]):
-            self._publish("executions", client, "update", rows)
-        if fills:
-            touched = {asset for report in fills for asset in self._assets(report)}
-            balances = [row for row in self._balance_rows() if row["asset"] in touched]
-            for client in list(self._readers["balances"]):
-                self._publish("balances", client, "update", balances)
+    def _lost(self, client: Client, account: str, *, clean: bool) -> None:
+        self._readers.forget(client)
+        grace, keys = self._connections.pop(client, (0.0, set()))
+        if keys and not clean:
+            self._switches.lost(account, client, grace, frozenset(keys))
 
-    def _publish(self, channel: str, client: Client, kind: Any, rows: list[dict[str, Any]]) -> None:  # noqa: ANN401
-        readers = self._readers[channel]
-        readers[client] += 1
-        client.send(PrivateMessage(channel=channel, type=kind, data=rows, sequence=readers[client]))
+    @property
+    def durability(self) -> str:
+        """What becomes of orders when the server ends: they are ``durable``, in ``memory``, or ``unavailable`` now."""
+        if self._exchange is None:
+            return "unavailable"
+        return "durable" if self._journal.durable else "memory"
 
-    def _execution_snapshot(self) -> list[dict[str, Any]]:
-        return [self._row(report) for report in (*self._trades, *self._exchange.open_orders(DEMO))]
+    def statistics(self) -> GatewayStatistics:
+        """Return the counts so far."""
+        accounts = () if self._exchange is None else self._exchange.ledger.accounts.values()
+        return GatewayStatistics(
+            available=self._exchange is not None,
+            queued=len(self._queue) + len(self._underway),
+            open_orders=sum(len(account.open_orders) for account in accounts),
+            **self._counts,
+        )
 
-    def _assets(self, report: Report) -> tuple[str, str]:
-        instrument = self._listings.instruments[report.order.instrument]
-        return instrument.base, currency(instrument)
 
-    def _balance_rows(self) -> list[dict[str, Any]]:
-        return [
-            {"asset": asset, "asset_class": "currency", "balance": _raw(amount, self._exchange.scale[asset])}
-            for asset, amount in self._exchange.balances(DEMO).items()
-        ]
-
-    def _row(self, report: Report) -> dict[str, Any]:
-        terms = report.order
-        instrument = self._listings.instruments[terms.instrument]
-        row: dict[str, Any] = {
-            "order_id": report.order_id,
-            "symbol": terms.symbol,
-            "side": "buy" if terms.side == BUY else "sell",
-            "order_type": "market" if terms.limit is None else "limit",
-            "order_qty": _qty(instrument, terms.qty),
-            "exec_type": report.exec_type,
-            "order_status": report.status,
-            "cum_qty": _qty(instrument, report.cum_qty),
-            "cum_cost": _money(instrument, report.cost),
-            "time_in_force": "ioc" if terms.immediate else "gtc",
-            "timestamp": rfc3339(report.ts),
+def _acknowledged(params: PrivateParams) -> dict[str, Any]:
+    """Return the parameters that a client may send back to subscribe again; a token is not repeated."""
+    result: dict[str, Any] = {"channel": params.channel}
+    if params.channel == "executions":
+        return result | {
+            "snap_trades": params.snap_trades,
+            "snap_orders": params.snap_orders,
+            "order_status": params.order_status,
         }
-        if terms.cl_ord_id:
-            row["cl_ord_id"] = terms.cl_ord_id
-        if terms.limit is not None:
-            row["limit_price"] = _price(instrument, terms.limit)
-        if report.cum_qty:
-            row["avg_price"] = _price(instrument, round(report.cost / report.cum_qty))
-        if report.exec_type == "trade":
-            row |= {
-                "exec_id": report.exec_id,
-                "last_qty": _qty(instrument, report.last_qty),
-                "last_price": _price(instrument, report.last_price),
-                "cost": _money(instrument, report.last_price * report.last_qty),
-                "liquidity_ind": "m" if report.maker else "t",
-            }
-        if report.reason:
-            row["reason"] = report.reason
-        return row
-
-
-def demo_balances(listings: Listings) -> dict[str, int]:
-    """Return what the demo account starts with, in whole units: plenty of everything that can be traded."""
-    balances = {instrument.base: DEMO_BASE for instrument in listings.instruments}
-    return balances | {currency(instrument): DEMO_QUOTE for instrument in listings.instruments}
-
-
-def _price(instrument: Instrument, ticks: int) -> msgspec.Raw:
-    return _raw(ticks, instrument.price_precision)
-
-
-def _qty(instrument: Instrument, lots: int) -> msgspec.Raw:
-    return _raw(lots, instrument.qty_precision)
-
-
-def _money(instrument: Instrument, cost: int) -> msgspec.Raw:
-    return _raw(cost, cost_precision(instrument))
-
-
-def _raw(units: int, precision: int) -> msgspec.Raw:
-    return msgspec.Raw(fixed(units, precision).encode())
+    return result | {"snapshot": params.snapshot}

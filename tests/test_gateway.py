@@ -1,0 +1,597 @@
+"""From requests to replies and rows: in order, durable before they are told, and each account for itself."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from feeds import clock
+from feeds.records import BUY, SELL, Marker
+from feeds.tape import Tape as TapeVenue
+from tests.scripted import BTC, INSTRUMENTS, Disk, Tape
+from ticker.codec import rfc3339
+from ticker.errors import Code, JournalError, RequestError
+from ticker.history import History, HistoryOptions
+from ticker.listings import Listings
+from ticker.orders.accounts import AccountOptions, Accounts, Limits, Token, demo_accounts
+from ticker.orders.gateway import QUEUE_DEPTH, Gateway
+from ticker.orders.journal import MEMORY, Journal
+from ticker.orders.models import LatencyOptions, UniformLatency
+from ticker.wire import Request, encode
+
+ONE = 10**8
+
+
+class Client:
+    """Keeps what it is told, in order: replies as (method, result or error code), messages as (channel, type, rows)."""
+
+    def __init__(self, *, native: bool = True, bearer: str = "") -> None:
+        self.native, self.bearer = native, bearer
+        self.heard: list[Any] = []
+        self.exts: list[Any] = []
+
+    def accept(self, request: Request, time_in: str, result: Any, ext: Any = None) -> None:
+        self.heard.append((request.method, msgspec.json.decode(encode(result))))
+        self.exts.append(ext)
+
+    def refuse(self, request: Request, time_in: str, error: RequestError) -> None:
+        self.heard.append((request.method, error.code))
+
+    def send(self, message: Any) -> None:
+        rows = msgspec.json.decode(encode(message.data))
+        self.heard.append((message.channel, message.type, rows))
+        self.exts.append(message.sequence)
+
+    def take(self) -> list[Any]:
+        heard, self.heard, self.exts = self.heard, [], []
+        return heard
+
+    def replies(self) -> list[Any]:
+        return [heard for heard in self.take() if len(heard) == 2]
+
+
+class FragileDisk(Disk):
+    """A journal that fails when it is told to.
+
+    Attributes:
+        fails: The next appends raise; those with ``True`` have written first.
+        down: Whether it cannot even be opened again, or snapshots written.
+        open: While not set, appends wait.
+    """
+
+    def __init__(self, path: Any = MEMORY) -> None:
+        super().__init__(path)
+        self.fails: list[bool] = []
+        self.down = False
+        self.open = trio.Event()
+        self.open.set()
+
+    async def append(self, payloads: Any) -> None:
+        await self.open.wait()
+        if self.fails:
+            if self.fails.pop(0):
+                await super().append(payloads)
+            raise JournalError("the disk is full", retryable=True)
+        await super().append(payloads)
+
+    async def reopen(self) -> None:
+        if self.down:
+            raise JournalError("no disk", retryable=True)
+        await super().reopen()
+
+
+class Shop:
+    """A gateway over a scripted market with offers at 101.0 and bids at 99.0, 5 BTC each."""
+
+    def __init__(self, accounts: Accounts | None = None, journal: Journal | None = None, **options: Any) -> None:
+        self.history, self.tape = History(INSTRUMENTS, HistoryOptions()), Tape()
+        self.journal = journal or Disk(MEMORY)
+        self.gateway = Gateway(
+            self.history, Listings(INSTRUMENTS), TapeVenue(self.history), accounts or demo_accounts(INSTRUMENTS),
+            self.journal, **options,
+        )  # fmt: skip
+
+    def happen(self, batch: Any) -> None:
+        self.history.apply(batch, lambda event: None)
+        self.gateway.market_moved(batch)
+
+    def ask(self, client: Client, method: str, **params: Any) -> None:
+        request = Request(method, params=msgspec.json.decode(encode(params)))
+        try:
+            self.gateway.submit(client, request, "")
+        except RequestError as error:
+            client.refuse(request, "", error)
+
+    def buy(self, client: Client, price: float = 90, qty: float = 1, **more: Any) -> None:
+        order = {"order_type": "limit", "side": "buy", "symbol": "BTC/USD", "order_qty": qty, "limit_price": price}
+        self.ask(client, "add_order", **{**order, **more})
+
+    def subscribe(self, client: Client, channel: str, **params: Any) -> None:
+        self.gateway.subscribe(client, Request("subscribe", {"channel": channel, **params}), "")
+
+
+async def settled() -> None:
+    """Let the gateway do what it has to do."""
+    await trio.testing.wait_all_tasks_blocked(0.001)
+
+
+@asynccontextmanager
+async def open_shop(*args: Any, **options: Any):
+    shop = Shop(*args, **options)
+    await shop.gateway.recover()
+    shop.gateway.mark(Marker(kind="epoch", ts=0, reason="it begins"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shop.gateway.run)
+        shop.happen(shop.tape.levels(BTC, (BUY, 990, 5 * ONE), (SELL, 1010, 5 * ONE), snapshot=True))
+        yield shop
+        nursery.cancel_scope.cancel()
+
+
+def named_accounts(**limits: Any) -> Accounts:
+    """Accounts alice, bob and carol, whose tokens are their names, and alice's that only reads."""
+
+    def token(text: str, *scopes: Any) -> Token:
+        return Token(sha256=hashlib.sha256(text.encode()).hexdigest(), scopes=scopes or ("read", "trade"))
+
+    balances = {"BTC": "100", "USD": "100000"}
+    return Accounts(
+        {
+            "alice": AccountOptions(
+                balances=balances, tokens=(token("alice"), token("look", "read")), limits=Limits(**limits)
+            ),
+            "bob": AccountOptions(balances=balances, tokens=(token("bob"),)),
+            "carol": AccountOptions(balances=balances, tokens=(token("carol"),)),
+        }
+    )
+
+
+# Order and durability
+
+
+async def test_the_reply_comes_before_every_row_that_it_causes():
+    async with open_shop() as shop:
+        client = Client()
+        for channel in ("executions", "balances", "positions"):
+            shop.subscribe(client, channel)
+        await settled()
+        client.take()
+        shop.buy(client, 101, 6, cl_ord_id="x")
+        await settled()
+        reply, *rows = client.take()
+        assert reply == ("add_order", {"order_id": "O000000000001", "cl_ord_id": "x"})
+        assert [(channel, [row.get("exec_type") for row in data]) for channel, _, data in rows] == [
+            ("executions", ["new"]), ("executions", ["trade"]), ("balances", [None, None]), ("positions", [None]),
+        ]  # fmt: skip
+
+
+async def test_nobody_is_told_anything_before_it_is_on_disk():
+    disk = FragileDisk()
+    async with open_shop(journal=disk) as shop:
+        client, other = Client(), Client()
+        shop.subscribe(other, "executions")
+        await settled()
+        other.take()
+        disk.open = trio.Event()
+        shop.buy(client, 95)
+        shop.happen(shop.tape.trades((BTC, SELL, 940, ONE)))  # fills it, if it has been entered
+        await settled()
+        assert (client.take(), other.take()) == ([], [])
+        disk.open.set()
+        await settled()
+        assert len(client.take()) == 1
+        assert other.take()
+
+
+async def test_a_group_that_could_not_be_written_has_not_happened():
+    disk = FragileDisk()
+    async with open_shop(journal=disk) as shop:
+        client = Client()
+        shop.subscribe(client, "executions")
+        shop.buy(client, 90, cl_ord_id="kept")
+        await settled()
+        head = disk.head
+        snapshot = shop.gateway._exchange.ledger.snapshot()
+        disk.recovered = disk.recovered._replace(snapshot=snapshot)
+        disk.reopen = trio.lowlevel.checkpoint  # memory would be empty
+        client.take()
+        disk.fails = [False]
+        shop.buy(client, 91, cl_ord_id="lost")
+        await settled()
+        refused, refreshed = client.take()
+        assert refused == ("add_order", Code.UNAVAILABLE)
+        assert refreshed[:2] == ("executions", "snapshot")
+        assert [row["cl_ord_id"] for row in refreshed[2]] == ["kept"]
+        assert disk.head == head
+        shop.buy(client, 91, cl_ord_id="lost")
+        shop.buy(client, 90, cl_ord_id="kept")
+        await settled()
+        replies = client.take()
+        assert [heard[1]["cl_ord_id"] for heard in replies if len(heard) == 2] == ["lost", "kept"]
+        assert sum(heard[0] == "executions" for heard in replies) == 1  # only one of them is new
+
+
+async def test_a_group_that_is_on_disk_after_all_has_happened(tmp_path):
+    disk = FragileDisk(tmp_path / "j")
+    async with open_shop(journal=disk) as shop:
+        client = Client()
+        disk.fails = [True]
+        shop.buy(client, cl_ord_id="x")
+        await settled()
+        assert client.replies() == [("add_order", {"order_id": "O000000000001", "cl_ord_id": "x"})]
+        shop.ask(client, "cancel_all")
+        await settled()
+        assert client.replies() == [("cancel_all", {"count": 1})]
+
+
+async def test_while_the_disk_is_away_requests_are_refused_and_orders_rest(tmp_path, autojump_clock):
+    disk = FragileDisk(tmp_path / "j")
+    async with open_shop(journal=disk) as shop:
+        client = Client()
+        shop.buy(client, 95, cl_ord_id="rests")
+        await settled()
+        disk.fails, disk.down = [False], True
+        shop.buy(client, cl_ord_id="x")
+        await settled()
+        assert client.replies()[-1] == ("add_order", Code.STATUS_UNKNOWN)
+        shop.buy(client, cl_ord_id="y")
+        assert client.replies() == [("add_order", Code.UNAVAILABLE)]
+        assert shop.gateway.durability == "unavailable"
+        shop.happen(shop.tape.trades((BTC, SELL, 940, ONE)))  # nothing of it can be written
+        disk.down = False
+        await trio.sleep(1.5)
+        await settled()
+        assert shop.gateway.durability == "durable"
+        shop.ask(client, "order_status", cl_ord_id="rests")
+        shop.ask(client, "order_status", cl_ord_id="x")
+        await settled()
+        (_, rests), x = client.replies()
+        assert (rests["order_status"], x) == ("new", ("order_status", Code.UNKNOWN_ORDER))
+
+
+async def test_the_same_commands_at_the_same_instants_make_the_same_journal():
+    chains = []
+    for _ in range(2):
+        async with open_shop() as shop:
+            client = Client()
+            for number in range(40):
+                shop.buy(client, 90 + number % 12, 0.7, cl_ord_id=f"c{number}", ttl_ms=1000 + number)
+                if number % 7 == 0:
+                    shop.ask(client, "cancel_all")
+                await settled()  # at another time on the wall, and in other groups
+                shop.happen(shop.tape.trades((BTC, SELL, 900 + number, ONE)))
+            await settled()
+            chains.append((shop.journal.head, shop.journal.chain))
+    assert chains[0] == chains[1]
+
+
+@pytest.mark.parametrize("written", [False, True])
+@pytest.mark.parametrize("at", range(6))
+async def test_a_failure_at_any_write_loses_nothing_acknowledged_and_keeps_nothing_refused(tmp_path, at, written):
+    disk = FragileDisk(tmp_path / "j")
+    async with open_shop(journal=disk) as shop:
+        client, script = Client(), ["a", "b", "c", "d", "e", "f"]
+        for position, name in enumerate(script):
+            if position == at:
+                disk.fails = [written]
+            shop.buy(client, 90 + position, cl_ord_id=name)
+            await settled()
+        replies = dict(zip(script, [reply for _, reply in client.replies()], strict=True))
+        assert [name for name, reply in replies.items() if reply is Code.UNAVAILABLE] == [script[at]] * (not written)
+        for name, reply in replies.items():
+            shop.ask(client, "order_status", cl_ord_id=name)
+            await settled()
+            ((_, found),) = client.replies()
+            known = Code.UNKNOWN_ORDER if reply is Code.UNAVAILABLE else reply["order_id"]
+            assert (found if isinstance(found, Code) else found["order_id"]) == known
+
+
+async def test_a_clean_stop_leaves_a_snapshot_and_the_next_start_has_everything(tmp_path):
+    async with open_shop(journal=Disk(tmp_path / "j")) as shop:
+        client = Client()
+        shop.buy(client, 101, 1, cl_ord_id="filled")
+        shop.buy(client, 90, cl_ord_id="open")
+        await settled()
+    async with open_shop(journal=Disk(tmp_path / "j")) as shop:
+        client = Client()
+        shop.subscribe(client, "balances")
+        for name in ("filled", "open"):
+            shop.ask(client, "order_status", cl_ord_id=name)
+        await settled()
+        _, (_, _, balances), (_, filled), (_, still_open) = client.take()
+        assert {row["asset"]: row["balance"] for row in balances}["BTC"] == 10_001
+        assert (filled["order_status"], still_open["order_status"]) == ("filled", "new")
+        shop.happen(shop.tape.trades((BTC, SELL, 890, ONE)))
+        await settled()
+        assert shop.gateway.statistics().open_orders == 0
+
+
+async def test_the_queue_is_bounded():
+    shop = Shop()
+    await shop.gateway.recover()
+    client = Client()
+    for _ in range(QUEUE_DEPTH):
+        shop.ask(client, "cancel_all")
+    assert client.take() == []
+    shop.ask(client, "cancel_all")
+    assert client.take() == [("cancel_all", Code.BUSY)]
+
+
+async def test_before_it_has_recovered_nothing_is_taken():
+    shop, client = Shop(), Client()
+    shop.buy(client)
+    assert client.take() == [("add_order", Code.UNAVAILABLE)]
+
+
+# Who
+
+
+async def test_a_token_says_which_account_and_what_it_may_do():
+    async with open_shop(named_accounts()) as shop:
+        client = Client()
+        shop.buy(client)
+        shop.buy(client, token="nobody")
+        shop.buy(client, token="look")
+        shop.buy(client, token="alice")
+        shop.buy(client)  # the connection is alice's now
+        shop.buy(client, token="bob")
+        bearer = Client(bearer="bob")
+        shop.buy(bearer)
+        await settled()
+        assert [(m, r if isinstance(r, Code) else "ok") for m, r in client.replies()] == [
+            ("add_order", Code.INVALID_TOKEN), ("add_order", Code.INVALID_TOKEN), ("add_order", Code.PERMISSION_DENIED),
+            ("add_order", Code.INVALID_TOKEN), ("add_order", "ok"), ("add_order", "ok"),
+        ]  # fmt: skip
+        assert len(bearer.replies()) == 1
+        accounts = shop.gateway._exchange.ledger.accounts
+        assert [len(accounts[name].open_orders) for name in ("alice", "bob", "carol")] == [2, 1, 0]
+
+
+async def test_an_account_has_a_rate_of_its_own():
+    async with open_shop(named_accounts(orders_per_s=1)) as shop:
+        alice, bob = Client(bearer="alice"), Client(bearer="bob")
+        for _ in range(11):
+            shop.buy(alice, qty=0.01)
+            shop.buy(bob, qty=0.01)
+        await settled()
+        assert alice.replies()[0] == ("add_order", Code.RATE_LIMITED)
+        assert all(reply != Code.RATE_LIMITED for _, reply in bob.replies())
+
+
+async def test_three_accounts_see_and_touch_only_what_is_theirs():
+    chance = random.Random(7)
+    async with open_shop(named_accounts()) as shop:
+        clients = {name: Client(bearer=name) for name in ("alice", "bob", "carol")}
+        for name, client in clients.items():
+            shop.subscribe(client, "executions")
+            shop.subscribe(client, "balances")
+            shop.buy(client, 50, 0.001, cl_ord_id=f"first-{name}")
+        for step in range(5000):
+            name = chance.choice(list(clients))
+            other = chance.choice([each for each in clients if each != name])
+            client, price = clients[name], chance.randrange(900, 1100) / 10
+            match chance.randrange(6):
+                case 0 | 1:
+                    shop.buy(client, price, 0.001, cl_ord_id=f"{name}-{step}", side=chance.choice(["buy", "sell"]))
+                case 2:
+                    shop.ask(client, "cancel_order", order_id=[f"O{chance.randrange(1, step + 2):012d}"])
+                case 3:
+                    shop.ask(client, "amend_order", cl_ord_id=f"first-{other}", order_qty=0.002)
+                case 4:
+                    shop.ask(client, "cancel_order", cl_ord_id=[f"first-{other}"])
+                case 5:
+                    shop.ask(client, "order_status", cl_ord_id=f"first-{other}")
+            if step % 100 == 0:
+                shop.happen(shop.tape.trades((BTC, chance.choice([BUY, SELL]), round(price * 10), ONE)))
+                await settled()
+        await settled()
+        ledger = shop.gateway._exchange.ledger
+        for name, client in clients.items():
+            assert ledger.find(name, cl_ord_id=f"first-{name}").status == "new"
+            own = {order.order_id for order in ledger.orders.values() if order.account == name}
+            sequences = []
+            for heard, extra in zip(client.heard, client.exts, strict=False):
+                if heard[0] == "executions":
+                    assert {row["order_id"] for row in heard[2]} <= own
+                if heard[0] == "order_status":
+                    assert heard[1] is Code.UNKNOWN_ORDER
+                del extra
+            sequences = [row["order_id"] for heard in client.heard if heard[0] == "executions" for row in heard[2]]
+            assert len(sequences) > 500
+
+
+# Requests
+
+
+async def test_the_same_request_twice_enters_one_order():
+    async with open_shop() as shop:
+        client = Client()
+        for _ in range(2):
+            shop.buy(client, cl_ord_id="x")
+        shop.buy(client, 91, cl_ord_id="x")
+        await settled()
+        assert client.exts == [{"duplicate": False}, {"duplicate": True}]
+        first, second, third = client.replies()
+        assert (first, third) == (second, ("add_order", Code.DUPLICATE_CL_ORD_ID))
+
+
+async def test_validate_enters_nothing():
+    async with open_shop() as shop:
+        client = Client()
+        shop.buy(client, validate=True, cl_ord_id="x")
+        shop.buy(client, qty=10**6, validate=True)
+        await settled()
+        assert client.replies() == [("add_order", {"cl_ord_id": "x"}), ("add_order", Code.INSUFFICIENT_FUNDS)]
+        assert shop.gateway.statistics().open_orders == 0
+
+
+async def test_a_request_whose_deadline_has_passed_is_not_done(monkeypatch):
+    async with open_shop() as shop:
+        client, now = Client(), clock.wall_ns()
+        monkeypatch.setattr(clock, "wall_ns", lambda: now)
+        shop.buy(client, ttl_ms=100)
+        shop.buy(client, deadline=rfc3339(now + 10**9))
+        shop.buy(client, deadline=rfc3339(now + 10**8))
+        shop.buy(client, deadline="tomorrow")
+        monkeypatch.setattr(clock, "wall_ns", lambda: now + 5 * 10**8)
+        await settled()
+        assert [r if isinstance(r, Code) else "ok" for _, r in client.replies()] == [
+            Code.INVALID_ORDER, Code.INVALID_ORDER, Code.DEADLINE_ELAPSED, "ok",
+        ]  # fmt: skip
+
+
+async def test_cancelling_several_orders_answers_for_each():
+    async with open_shop() as shop:
+        client = Client(native=False)
+        for name in "xyz":
+            shop.buy(client, cl_ord_id=name, order_userref=7 if name == "z" else 1)
+        shop.ask(client, "cancel_order", order_id=["O000000000001"], cl_ord_id=["nope"], order_userref=[7])
+        shop.ask(client, "batch_cancel", orders=["O000000000002", "7", 1, "O000000000009"])
+        shop.ask(client, "cancel_all")
+        shop.ask(client, "cancel_order")
+        await settled()
+        malformed, *replies = client.replies()
+        assert malformed == ("cancel_order", Code.INVALID_FIELD)
+        assert replies[3:] == [
+            ("cancel_order", {"order_id": "O000000000001", "cl_ord_id": "x", "order_userref": 1}),
+            ("cancel_order", Code.UNKNOWN_ORDER),
+            ("cancel_order", {"order_id": "O000000000003", "cl_ord_id": "z", "order_userref": 7}),
+            ("batch_cancel", {"count": 1}),
+            ("cancel_all", {"count": 0}),
+        ]
+
+
+async def test_a_batch_is_answered_as_one():
+    async with open_shop() as shop:
+        client = Client()
+        order = {"order_type": "limit", "side": "buy", "order_qty": 1, "limit_price": 90}
+        shop.ask(client, "batch_add", symbol="BTC/USD", orders=[order, {**order, "limit_price": 91}])
+        shop.ask(client, "batch_add", symbol="BTC/USD", orders=[order, {**order, "order_qty": 10**7}])
+        shop.ask(client, "batch_add", symbol="BTC/USD", orders=[order])
+        await settled()
+        malformed, entered, refused = client.replies()
+        assert [row["order_id"] for row in entered[1]] == ["O000000000001", "O000000000002"]
+        assert (malformed[1], refused[1]) == (Code.INVALID_FIELD, Code.INSUFFICIENT_FUNDS)
+
+
+async def test_requests_are_on_their_way_for_a_while_and_do_not_overtake(autojump_clock):
+    latency = UniformLatency(LatencyOptions(fixed_ms=50, jitter_ms=100))
+    async with open_shop(latency=latency) as shop:
+        client, began = Client(), trio.current_time()
+        for number in range(20):
+            shop.buy(client, qty=0.01, cl_ord_id=f"n{number}")
+        await settled()
+        assert client.take() == []
+        await trio.sleep_until(began + 0.151)
+        await settled()
+        assert [reply["cl_ord_id"] for _, reply in client.replies()] == [f"n{number}" for number in range(20)]
+
+
+# Reading
+
+
+async def test_who_returns_gets_exactly_what_it_missed_or_a_snapshot():
+    async with open_shop() as shop:
+        client = Client()
+        shop.subscribe(client, "executions")
+        shop.buy(client, cl_ord_id="x")
+        await settled()
+        epoch = client.exts[0]["epoch"]
+        shop.gateway.remove(client, clean=True)
+        trader, returned, stranger = Client(), Client(), Client()
+        shop.buy(trader, 101, 1)
+        await settled()
+        shop.subscribe(returned, "executions", resume={"epoch": epoch, "after": 1})
+        shop.subscribe(stranger, "executions", resume={"epoch": "other", "after": 1})
+        await settled()
+        assert (returned.exts[0]["recovered"], returned.exts[1:]) == (True, [2, 3, 4])
+        assert (stranger.exts[0]["recovered"], stranger.heard[1][:2]) == (False, ("executions", "snapshot"))
+
+
+async def test_a_plain_client_sees_nothing_of_the_native_profile():
+    async with open_shop() as shop:
+        plain, native = Client(native=False), Client()
+        with pytest.raises(RequestError):
+            shop.subscribe(plain, "positions")
+        for client in (plain, native):
+            shop.subscribe(client, "executions", order_status=False)
+            shop.subscribe(client, "balances")
+        shop.buy(native, 90)
+        shop.ask(native, "amend_order", order_id="O000000000001", limit_price=89)
+        await settled()
+        (new,) = [heard[2] for heard in plain.take() if heard[:2] == ("executions", "update")]
+        assert not {"exec_seq", "leaves_qty", "fees_total"} & new[0].keys()
+        heard = native.take()
+        assert [h[2][0]["exec_type"] for h in heard if h[:2] == ("executions", "update")] == ["new"]
+        assert [h[2][1]["held"] for h in heard if h[:2] == ("balances", "update")] == [90.36, 89.356]
+
+
+async def test_positions_follow_the_price(autojump_clock):
+    async with open_shop() as shop:
+        client = Client()
+        shop.subscribe(client, "positions")
+        shop.buy(client, 101, 2)
+        await settled()
+        client.take()
+        shop.happen(shop.tape.trades((BTC, BUY, 1030, 1)))
+        await trio.sleep(1.1)
+        await settled()
+        ((_, _, (row,)),) = client.take()
+        assert (row["qty"], row["avg_price"], row["mark_price"], row["unrealized_pnl"]) == (2, 101, 103, 4)
+
+
+# Switches
+
+
+async def test_the_dead_mans_switch_cancels_unless_it_is_held(autojump_clock):
+    async with open_shop() as shop:
+        client = Client()
+        shop.buy(client)
+        for _ in range(3):
+            shop.ask(client, "cancel_all_orders_after", timeout=60)
+            await trio.sleep(50)
+        assert shop.gateway.statistics().open_orders == 1
+        await trio.sleep(11)
+        await settled()
+        assert shop.gateway.statistics().open_orders == 0
+        shop.buy(client)
+        shop.ask(client, "cancel_all_orders_after", timeout=60)
+        shop.ask(client, "cancel_all_orders_after", timeout=0)
+        await trio.sleep(100)
+        assert client.replies()[-1][1]["triggerTime"] == "0"
+        assert shop.gateway.statistics().open_orders == 1
+
+
+@pytest.mark.parametrize(
+    ("clean", "returns", "left"), [(False, False, 1), (True, False, 2), (False, True, 2)], ids=["lost", "left", "back"]
+)
+async def test_orders_of_a_lost_connection_end_with_it(autojump_clock, clean, returns, left):
+    async with open_shop(named_accounts()) as shop:
+        client, other = Client(bearer="alice"), Client(bearer="alice")
+        shop.buy(other)
+        shop.ask(client, "cancel_on_disconnect", enable=True, grace_ms=5000)
+        shop.buy(client)
+        shop.gateway.remove(client, clean=clean)  # its requests are still on their way
+        await trio.sleep(3)
+        if returns:
+            shop.ask(Client(bearer="alice"), "cancel_order", cl_ord_id=["nope"])
+        await trio.sleep(3)
+        await settled()
+        assert shop.gateway.statistics().open_orders == left
+
+
+async def test_the_end_of_the_feed_ends_orders():
+    async with open_shop() as shop:
+        client = Client()
+        shop.buy(client)
+        shop.history.mark(Marker(kind="end", ts=0, reason=""))
+        shop.gateway.mark(Marker(kind="end", ts=0, reason=""))
+        shop.buy(client)
+        await settled()
+        assert client.replies()[-1] == ("add_order", Code.NO_MARKET)
+        assert shop.gateway.statistics().open_orders == 0
