@@ -38,7 +38,7 @@ def whole_instants(chunks: Iterable[TableT]) -> Generator[TableT, None, None]:
         yield held
 
 
-class Source(Generic[TableT]):
+class Track(Generic[TableT]):
     """One table as the merge sees it: the chunk at hand and how much of it is still to come."""
 
     def __init__(self, empty: TableT) -> None:
@@ -107,13 +107,13 @@ class Merge:
     """
 
     def __init__(self, sources: int = 1) -> None:
-        self.trades = [Source(Trades.empty()) for _ in range(sources)]
-        self.quotes = [Source(Quotes.empty()) for _ in range(sources)]
-        self.levels = [Source(Levels.empty()) for _ in range(sources)]
+        self.trades = [Track(Trades.empty()) for _ in range(sources)]
+        self.quotes = [Track(Quotes.empty()) for _ in range(sources)]
+        self.levels = [Track(Levels.empty()) for _ in range(sources)]
         self._taken = 0
 
     @property
-    def tracks(self) -> list[Source[Any]]:
+    def tracks(self) -> list[Track[Any]]:
         """Every table of every source."""
         return [*self.trades, *self.quotes, *self.levels]
 
@@ -182,6 +182,8 @@ class Events:
 
     def watch(self, levels: Levels) -> None:
         """Look at rows that are not stepped."""
+        if not len(levels):
+            return
         self._marks_last[levels.instrument[(levels.flags & (LAST | SNAPSHOT)) == LAST]] = True
         self._open.clear()
         self._began_ns = None

@@ -251,8 +251,10 @@ class StreamDigest:
     def update(self, batch: Batch) -> None:
         """Take in the rows of one batch."""
         for hashes, table in zip(self._hashes, (batch.trades, batch.quotes, batch.levels), strict=True):
+            if not len(table):
+                continue
             for name, column in table.columns().items():
-                if name.startswith("ts_"):
+                if self._origin and name.startswith("ts_"):
                     column = np.where(column == MISSING, column, column - self._origin)
                 hashes[name].update(np.ascontiguousarray(column).data)
 

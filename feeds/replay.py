@@ -17,35 +17,76 @@ import trio
 
 from feeds.clock import KEEP, GapPolicy, parse_gap
 from feeds.errors import FeedError, OptionError
-from feeds.merge import Events, Merge, Source, whole_instants
+from feeds.instants import parse_duration, parse_instant
+from feeds.merge import Events, Merge, Track, whole_instants
+from feeds.merged import open_recordings
 from feeds.pace import BATCH_ROWS, Pace
 from feeds.playback import Playback, ReplayStatistics, checked_speed
 from feeds.records import Batch, Event, Marker, Table
-from feeds.store import Recording
+from feeds.sources import Playable
 
 
-class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"from_": "from"}):
     """Options of a replay, as a configuration file has them.
 
     Attributes:
-        path: What :func:`feeds.store.open_recording` takes.
+        path: What :func:`feeds.store.open_recording` takes; several are merged, see :mod:`feeds.merged`.
+        offset: By name of a recording, what is added to its receive times ("+250ms").
         speed: Tape seconds per second, 0.01 to 10,000, or infinity for as fast as possible.
         loop: Whether to begin again at the end.
         gap: "keep" plays silences as recorded; "cap:SECONDS" shortens longer ones to that; "skip" jumps over those
             of more than a second.
+        start_paused: Whether to stand still before the first row.
+        from_: Begin at this instant, as :func:`feeds.instants.parse_instant` takes it; empty for the start.
+        to: End before this instant; empty for the end.
     """
 
-    path: str
+    path: str | tuple[str, ...]
+    offset: dict[str, str] = {}
     speed: float = 1.0
     loop: bool = False
     gap: str = "keep"
+    start_paused: bool = False
+    from_: str = ""
+    to: str = ""
 
     def __post_init__(self) -> None:
+        if not self.path:
+            raise OptionError("path: there is no recording to replay")
         checked_speed(self.speed)
         parse_gap(self.gap)
+        for offset in self.offset.values():
+            parse_duration(offset)
+        for instant in (self.from_, self.to):
+            if instant:
+                parse_instant(instant, 0)
 
 
-async def _refill_ahead(track: Source[Any], chunks: trio.MemoryReceiveChannel[Any]) -> None:
+def open_replay(
+    options: ReplayOptions, *, hold_end: bool = False, wait_start: Callable[[], Awaitable[None]] | None = None
+) -> ReplayFeed:
+    """Return the feed that the options ask for; ``hold_end`` and ``wait_start`` as :class:`ReplayFeed` has them.
+
+    Raises:
+        RecordingError: A recording cannot be opened.
+        OptionError: The options do not fit the recordings.
+    """
+    paths = (options.path,) if isinstance(options.path, str) else options.path
+    tape = open_recordings(paths, {name: parse_duration(text) for name, text in options.offset.items()})
+    return ReplayFeed(
+        tape,
+        speed=options.speed,
+        loop=options.loop,
+        gap=parse_gap(options.gap),
+        start_paused=options.start_paused,
+        from_ns=parse_instant(options.from_, tape.start_ns) if options.from_ else None,
+        to_ns=parse_instant(options.to, tape.start_ns) if options.to else None,
+        hold_end=hold_end,
+        wait_start=wait_start,
+    )
+
+
+async def _refill_ahead(track: Track[Any], chunks: trio.MemoryReceiveChannel[Any]) -> None:
     if track.hungry:
         try:
             track.load(await chunks.receive())
@@ -114,7 +155,7 @@ class ReplayFeed:
 
     def __init__(
         self,
-        recording: Recording,
+        recording: Playable,
         *,
         speed: float = 1.0,
         loop: bool = False,
@@ -128,7 +169,7 @@ class ReplayFeed:
         """Prepare to play; nothing is read yet.
 
         Args:
-            recording: The tape.
+            recording: The tape: a :class:`feeds.store.Recording` or a :class:`feeds.merged.MergedRecording`.
             speed: Tape seconds per second, 0.01 to 10,000, or ``math.inf``.
             loop: Whether to begin again at the end, with a new epoch and the recorded times.
             gap: What becomes of silences.
@@ -167,7 +208,8 @@ class ReplayFeed:
         Raises:
             RecordingError: A row is not fit for the bus.
         """
-        playback, merge, tables = self.playback, Merge(1), self._tables(self.playback.start_ns)
+        playback, merge = self.playback, Merge(len(self._recording.sources))
+        tables = self._tables(playback.start_ns)
         while True:
             for track, chunks in zip(merge.tracks, tables, strict=True):
                 if track.hungry:
@@ -179,8 +221,11 @@ class ReplayFeed:
 
     def _tables(self, from_ns: int) -> list[Generator[Any, None, None]]:
         """Return the rows from an instant on, one stream for each track of the merge."""
-        recording = self._recording
-        return [whole_instants(table(from_ns)) for table in (recording.trades, recording.quotes, recording.levels)]
+        sources = self._recording.sources
+        tables: list[Callable[[int], Iterator[Any]]] = [source.trades for source in sources]
+        tables += [source.quotes for source in sources]
+        tables += [source.levels for source in sources]
+        return [whole_instants(table(from_ns)) for table in tables]
 
     async def run(self, out: trio.abc.SendChannel[Event]) -> None:
         """Play the tape: an epoch marker, batches, and at the end an end marker or, in a loop, the next epoch.
@@ -192,10 +237,9 @@ class ReplayFeed:
         """
         playback = self.playback
         playback.on_change = self._bell.ring
-        ts_ns, reason = playback.start_ns, "the recording begins"
-        await self._begin(out, ts_ns, reason, by_itself=True)
-        if self._wait_start is not None:
-            await self._wait_start()
+        ts_ns = playback.start_ns
+        await self._begin(out, ts_ns, "the recording begins", by_itself=True)
+        await self._hold_start()
         playback.start()
         while not playback.stopped:
             if (seek_ns := playback.take_seek()) is not None:
@@ -220,6 +264,15 @@ class ReplayFeed:
             if len(state):
                 await out.send(state)
 
+    async def _hold_start(self) -> None:
+        """Wait for whoever listens first, or for a stop."""
+        if self._wait_start is None:
+            return
+        with trio.CancelScope() as waiting:
+            self.playback.on_change = lambda: waiting.cancel() if self.playback.stopped else None
+            await self._wait_start()
+        self.playback.on_change = self._bell.ring
+
     async def _end(self, out: trio.abc.SendChannel[Event]) -> bool:
         """End the tape; return whether it goes on, because somebody has sought."""
         playback = self.playback
@@ -232,7 +285,7 @@ class ReplayFeed:
 
     async def _play(self, out: trio.abc.SendChannel[Event], ts_ns: int) -> None:
         """Play one epoch to the end of the tape or until it is interrupted, one reader per table beside the player."""
-        merge = Merge()
+        merge = Merge(len(self._recording.sources))
         channels = [trio.open_memory_channel[Any](0) for _ in merge.tracks]
         # One thread for all: more would only compete with the event loop for the interpreter.
         limiter = trio.CapacityLimiter(1)

@@ -8,10 +8,11 @@ must not know of pacing: it hands out tables as fast as they are asked for.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -22,13 +23,17 @@ from feeds import layout
 from feeds.errors import RecordingError
 from feeds.instruments import Instruments
 from feeds.records import GAP, I64, LAST, MISSING, SNAPSHOT, Batch, Levels, Quotes, Table, Trades
+from feeds.remembered import LONG_ROWS, recall, remember
 from feeds.restore import Restorer
+from feeds.sources import Source
 from feeds.tablereader import ROW_GROUP, TableReader, readable
 
-TableT = TypeVar("TableT", bound=Table)
+logger = logging.getLogger(__name__)
 
 #: Rows at once where instruments are inferred: its many temporaries then fit into a cache (30 % faster).
 SCAN_ROWS: Final = 16_384
+#: While they are, this many rows are a line in the log: some seconds.
+REPORT_ROWS: Final = 20_000_000
 #: A silence is a stretch of tape longer than this in which nothing was received.
 SILENCE_NS: Final = 1_000_000_000
 
@@ -53,6 +58,17 @@ class Recording:
         self.start_ns = min(file.start_ns for file in filled)
         self.end_ns = max(file.end_ns for file in filled)
         self._restorer = Restorer(self._files.get("book"), self._files.get("quotes"), instruments)
+
+    @property
+    def venue(self) -> str:
+        """What the first row says; empty if it says nothing. Reads a file."""
+        file = next(file for file in self._files.values() if file.rows)
+        return file.first_venue()
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """Itself: a tape of one source."""
+        return (self,)
 
     @property
     def rows(self) -> int:
@@ -132,7 +148,7 @@ def open_recording(path: str | os.PathLike[str]) -> Recording:
     """Return the recording at a prefix, at one of its files, or in a folder that holds just one.
 
     Reads footers and the ends of each file, and, where no instruments file says them, all prices and quantities
-    to learn the precision of each symbol.
+    to learn the precision of each symbol; of a long recording that is remembered (:mod:`feeds.remembered`).
 
     Raises:
         RecordingError: It is missing, ambiguous, unreadable, empty or not in the layout.
@@ -143,7 +159,7 @@ def open_recording(path: str | os.PathLike[str]) -> Recording:
     if not any(file.rows for file in files):
         raise RecordingError(f"{folder / name}: the recording holds no rows; record it again")
     manifest = _path_of(folder, name, "instruments")
-    instruments = _read_instruments(manifest) if manifest.exists() else _infer(files)
+    instruments = _read_instruments(manifest) if manifest.exists() else _learned(name, files)
     return Recording(name, instruments, files)
 
 
@@ -156,8 +172,23 @@ def _read_instruments(path: Path) -> Instruments:
     return layout.instruments_from_table(table)
 
 
+def _learned(name: str, files: list[TableReader]) -> Instruments:
+    """Return the instruments of a recording that does not name them; of a long one they are remembered."""
+    long = sum(file.rows for file in files) >= LONG_ROWS
+    paths = [file.path for file in files]
+    instruments = recall(paths) if long else None
+    if instruments is None:
+        if long:
+            logger.info("recording %s names no instruments; learning them from all rows, this first time", name)
+        instruments = _infer(files)
+        if long:
+            remember(paths, instruments)
+    return instruments
+
+
 def _infer(files: list[TableReader]) -> Instruments:
     inference = layout.Inference()
+    done, total = 0, sum(file.rows for file in files)
     for file in files:
         values = [*layout.PRICES[file.kind], *layout.QUANTITIES[file.kind]]
         row = 0
@@ -165,6 +196,9 @@ def _infer(files: list[TableReader]) -> Instruments:
             for batch in file.record_batches(["venue", "symbol", *values], rows=SCAN_ROWS):
                 inference.update(file.kind, file.path, row, batch)
                 row += batch.num_rows
+                if (done + row) // REPORT_ROWS > (done + row - batch.num_rows) // REPORT_ROWS:
+                    logger.info("learned from %d of %d rows", done + row, total)
+        done += row
     return inference.instruments()
 
 

@@ -66,6 +66,7 @@ class TableReader:
         self._ends_seen: dict[int, tuple[int, int]] = {}
         with readable(path), pq.ParquetFile(path) as file:
             layout.check_schema(path, file.schema_arrow, layout.SCHEMAS[kind])
+            self._columns = file.schema_arrow.names
             self.rows: int = file.metadata.num_rows
             sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
             self._filled = [i for i, size in enumerate(sizes) if size]
@@ -81,6 +82,13 @@ class TableReader:
     def first_row(self, group: int) -> int:
         """Return how many rows come before a row group."""
         return sum(self._sizes[:group])
+
+    def first_venue(self) -> str:
+        """Return what the first row has as its venue; empty if it has none."""
+        if "venue" not in self._columns:
+            return ""
+        batch = next(self.record_batches(["venue"], rows=1))
+        return batch.column("venue")[0].as_py() or ""
 
     def _ends(self, file: pq.ParquetFile, group: int) -> tuple[int, int]:
         """Return the first and last ``ts_recv`` of a row group."""

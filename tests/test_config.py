@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ticker import config
-from ticker.cli import main
+from ticker.cli import _flags, build_parser, main
 from ticker.errors import ConfigError
 
 
@@ -34,12 +34,24 @@ def test_flags_go_before_the_file_and_the_file_before_the_defaults(tmp_path):
         ('[replay]\npath = "x"\nspeed = 50000.0', r"\[replay\].*speed"),
         ('[replay]\npath = "x"\ngap = "never"', r"\[replay\].*'keep', 'skip' or 'cap:SECONDS'"),
         ("[replay]\nspeed = 2.0", r"\[replay\].*path"),
+        ('[replay]\npath = "x"\nform = "noon"', r"\[replay\] has no key 'form'; it has path, .*, from, to"),
         ("port = ", r"market.toml is not valid TOML"),
     ],
 )
 def test_a_mistake_names_the_key_and_what_it_may_be(tmp_path, text, says):
     with pytest.raises(ConfigError, match=says):
         config.load(written(tmp_path, text), {})
+
+
+def test_a_replay_of_several_recordings_is_configured_as_it_is_commanded(tmp_path):
+    text = (
+        '[replay]\npath = ["a", "b"]\noffset = { b = "+5ms" }\nfrom = "+1s"\nto = "2024-08-09"\nstart_paused = true\n'
+    )
+    replay = config.load(written(tmp_path, text), {}).replay
+    arguments = ["serve", "--replay", "a", "--replay", "b", "--offset", "b=+5ms", "--from", "+1s", "--to", "2024-08-09"]
+    flags = _flags(build_parser().parse_args([*arguments, "--start-paused"]))
+    assert config.load(None, flags).replay == replay
+    assert (replay.path, replay.offset, replay.from_) == (("a", "b"), {"b": "+5ms"}, "+1s")
 
 
 def test_a_missing_file_is_named():
@@ -60,6 +72,10 @@ def test_other_machines_are_let_in_only_on_purpose():
         (["serve", "--replay", "x", "--rate", "5"], "--rate is for the simulated market"),
         (["serve", "--speed", "5"], "--speed is for a replay"),
         (["serve", "--replay", "x", "--speed", "fast"], "fast"),
+        (["serve", "--replay", "x", "--offset", "5ms"], "--offset 5ms is not NAME=+250ms"),
+        (["serve", "--replay", "x", "--offset", "x=far"], "'far' is not a duration"),
+        (["serve", "--replay", "x", "--from", "noon"], "'noon' is not an instant"),
+        (["serve", "--replay", "x", "--replay", "nowhere/y"], "no recording"),
         (["serve", "--symbols", "nonsense"], "nonsense"),
         (["serve", "--model", "magic"], "gbm"),
         (["serve", "--host", "192.0.2.1"], "--insecure"),

@@ -12,11 +12,9 @@ from typing import Any, Final
 
 import trio
 
-from feeds.clock import parse_gap
 from feeds.feed import Feed, Supervisor
-from feeds.replay import ReplayFeed, ReplayOptions
+from feeds.replay import ReplayFeed, ReplayOptions, open_replay
 from feeds.simulate import SimulatedFeed
-from feeds.store import open_recording
 from feeds.tape import Tape
 from ticker.broadcast import Broadcaster
 from ticker.bus import Bus
@@ -66,14 +64,7 @@ def _open_replay(options: ReplayOptions, heard: trio.Event) -> ReplayFeed:
         await heard.wait()
         await trio.sleep(SETTLE_S)
 
-    return ReplayFeed(
-        open_recording(options.path),
-        speed=options.speed,
-        loop=options.loop,
-        gap=parse_gap(options.gap),
-        hold_end=True,
-        wait_start=wait_start,
-    )
+    return open_replay(options, hold_end=True, wait_start=wait_start)
 
 
 def build_market(feed: Feed, heard: trio.Event, options: Options) -> Market:

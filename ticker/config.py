@@ -103,10 +103,10 @@ def _read(path: str) -> dict[str, Any]:
 
 def _convert(origin: str, table: str, values: Any) -> msgspec.Struct:  # noqa: ANN401 - from TOML
     kind = _TABLES[table]
-    allowed = ", ".join(kind.__struct_fields__)
+    allowed = ", ".join(kind.__struct_encode_fields__)
     if not isinstance(values, dict):
         raise ConfigError(f"{origin}[{table}] is a table with the keys {allowed}")
-    unknown = sorted(values.keys() - set(kind.__struct_fields__))
+    unknown = sorted(values.keys() - set(kind.__struct_encode_fields__))
     if unknown:
         raise ConfigError(f"{origin}[{table}] has no key {unknown[0]!r}; it has {allowed}")
     try:

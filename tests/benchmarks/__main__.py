@@ -33,6 +33,7 @@ TABLES = {
     "simulate": ("simulated feed", in_process("bench_simulate")),
     "replay": ("replayed feed", in_process("bench_replay")),
     "lossless": ("lossless replay to a client", with_processes("bench_lossless")),
+    "seek": ("seeking in a recording", in_process("bench_seek")),
     "journal": ("journal of orders", in_process("bench_journal")),
 }
 
