@@ -63,7 +63,7 @@ def perform(market: Publication, wish: ReplayAction) -> None:
     elif wish.action == "seek":
         if wish.to is UNSET:
             raise RequestError("seek needs to", Code.INVALID_FIELD, field="to")
-        playback.seek(instant_ns(wish.to, "to"))
+        playback.seek(instant_ns(wish.to, "to", playback.start_ns))
     elif wish.action == "speed":
         if wish.speed is UNSET:
             raise RequestError("speed needs speed", Code.INVALID_FIELD, field="speed")
@@ -77,7 +77,7 @@ def _step(playback: Playback, wish: ReplayAction) -> None:
     if wish.to is UNSET:
         playback.step(1 if wish.events is UNSET else wish.events)
     elif wish.events is UNSET:
-        playback.step_until(instant_ns(wish.to, "to"))
+        playback.step_until(instant_ns(wish.to, "to", playback.start_ns))
     else:
         raise RequestError("step takes events or to", Code.INVALID_FIELD, field="events")
 

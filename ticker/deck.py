@@ -14,9 +14,9 @@ import trio
 from rich.text import Text
 
 from feeds.clock import NS
+from feeds.instants import parse_instant
 from ticker.client.connection import ConnectionLost, ConnectionRefused, Message
 from ticker.client.remote import ActionRefused, Remote
-from ticker.wire import instant_ns
 
 POLL_S: Final = 0.5
 JUMP_S: Final = 10
@@ -37,7 +37,7 @@ def request(key: str, state: Message) -> Message | None:
         return {"action": "pause" if state["state"] == "playing" else "resume"}
     if key in ("left", "right"):
         jump_ns = (JUMP_S if key == "right" else -JUMP_S) * NS
-        return {"action": "seek", "to": instant_ns(state["ts"], "ts") + jump_ns}
+        return {"action": "seek", "to": parse_instant(state["ts"], 0) + jump_ns}
     if key in ("+", "=", "-"):
         return {"action": "speed", "speed": _next_speed(state["speed"], faster=key != "-")}
     return {"action": "step"} if key == "." else None

@@ -24,7 +24,7 @@ from ticker.market import Publication
 from ticker.marketdata import Client, MarketData, SubscriptionStatistics, Terms
 from ticker.outbox import Outbox
 from ticker.replays import Replay, Replays, Wish
-from ticker.wire import ReplayControlParams, ReplayStartParams, Request, SubscribeParams, UpdateParams, instant_ns
+from ticker.wire import ReplayControlParams, ReplayStartParams, Request, SubscribeParams, UpdateParams
 
 #: It stands unescaped in every message of the session.
 SESSION_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -212,10 +212,6 @@ def understand(params: ReplayStartParams) -> Wish:
     session = "" if params.session is UNSET else params.session
     if params.session is not UNSET and not SESSION_NAME.fullmatch(session):
         raise RequestError("session is 1 to 64 of A-Z a-z 0-9 . _ -", Code.INVALID_FIELD, field="session")
-    start_ns = None if params.start is UNSET else instant_ns(params.start, "from")
-    end_ns = None if params.end is UNSET else instant_ns(params.end, "to")
-    if start_ns is not None and end_ns is not None and start_ns >= end_ns:
-        raise RequestError("from is not before to", Code.BAD_TIME, field="to")
     try:
         parse_gap(params.gap)
     except OptionError as error:
@@ -224,8 +220,8 @@ def understand(params: ReplayStartParams) -> Wish:
         session=session,
         source=params.source,
         symbols=tuple(params.symbols),
-        start_ns=start_ns,
-        end_ns=end_ns,
+        start=None if params.start is UNSET else params.start,
+        end=None if params.end is UNSET else params.end,
         speed=speed_of(params.speed),
         start_paused=params.start_paused,
         loop=params.loop,

@@ -36,7 +36,7 @@ from ticker.listings import Listings
 from ticker.market import Publication
 from ticker.prints import ROW_BYTES
 from ticker.selection import Selection
-from ticker.wire import ReplayAction
+from ticker.wire import Instant, ReplayAction, instant_ns
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +76,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
         session: Its name; empty: a new one that nobody else knows.
         source: The recording's name.
         symbols: Only these; empty: all.
-        start_ns: Where it begins, ns UTC; None: at the first row.
-        end_ns: Where it ends; None: at the last row.
+        start: Where it begins; None: at the first row.
+        end: Before which instant it ends; None: after the last row.
         speed: Tape seconds per second, or infinity.
         start_paused: Whether it waits to be resumed instead of for its first subscription.
         loop: Whether it begins again at its end.
@@ -87,8 +87,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     session: str
     source: str
     symbols: tuple[str, ...]
-    start_ns: int | None
-    end_ns: int | None
+    start: Instant | None
+    end: Instant | None
     speed: float
     start_paused: bool
     loop: bool
@@ -117,7 +117,7 @@ class Replay:
 
     Raises:
         OptionError: Nothing of the tape is between ``from`` and ``to``.
-        RequestError: It does not have one of the symbols.
+        RequestError: It does not have one of the symbols, or an instant is none.
 
     Attributes:
         wish: As given.
@@ -151,8 +151,8 @@ class Replay:
             loop=wish.loop,
             gap=parse_gap(wish.gap),
             start_paused=wish.start_paused,
-            from_ns=wish.start_ns,
-            to_ns=wish.end_ns,
+            from_ns=None if wish.start is None else instant_ns(wish.start, "from", recording.start_ns),
+            to_ns=None if wish.end is None else instant_ns(wish.end, "to", recording.start_ns),
             hold_end=True,
             wait_start=None if wish.start_paused else self._wait_start,
         )

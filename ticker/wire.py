@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, ClassVar, Final, Literal, NoReturn, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from feeds.clock import NS
+from feeds.errors import OptionError
+from feeds.instants import parse_instant
 from ticker.errors import Code, RequestError
 
 API_VERSION: Final = "v2"
@@ -104,7 +104,7 @@ class UpdateParams(msgspec.Struct, frozen=True):
     interval_ms: int
 
 
-#: RFC 3339, or ns UTC.
+#: RFC 3339, "+90s" after the start of the tape, or ns UTC.
 Instant = str | int
 
 
@@ -267,8 +267,6 @@ HEARTBEAT: Final = b'{"channel":"heartbeat"}'
 
 encode = msgspec.json.Encoder(decimal_format="number").encode
 
-_RFC3339: Final = re.compile(r"(\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _FIELD: Final = re.compile(r"(?:at `\$\.|field `)(\w+)")
 _Params = TypeVar("_Params", bound=msgspec.Struct)
 
@@ -331,26 +329,23 @@ def params_in(text: str, what: str, kind: type[_Params]) -> _Params:
     return params_of(Request(what, raw), kind)
 
 
-def instant_ns(value: Instant, field: str) -> int:
-    """Return an instant (int ns UTC) that a client gave as RFC 3339, to the nanosecond, or as ns.
+def instant_ns(value: Instant, field: str, start_ns: int) -> int:
+    """Return an instant (int ns UTC) that a client gave.
+
+    Args:
+        value: As text, see :func:`feeds.instants.parse_instant`, or ns UTC.
+        field: Where it was given.
+        start_ns: What "+90s" is counted from, ns UTC.
 
     Raises:
-        RequestError: It is no such instant; the text names the field.
+        RequestError: It is no instant; the text names the field.
     """
     if isinstance(value, int):
         return value
-    found = _RFC3339.fullmatch(value)
     try:
-        if found is None:
-            raise ValueError("not RFC 3339")
-        seconds = datetime.fromisoformat(f"{found[1].upper()}{found[3].upper()}") - _EPOCH
-    except (ValueError, OverflowError):
-        text = f"{field} {value[:64]!r} is no time such as 2024-08-08T23:56:00.5Z, nor nanoseconds since 1970"
-        raise RequestError(text, Code.BAD_TIME, field=field) from None
-    ns = (seconds.days * 86_400 + seconds.seconds) * NS + int((found[2] or "0").ljust(9, "0"))
-    if not -(2**63) < ns < 2**63:
-        raise RequestError(f"{field} {value[:64]!r} is beyond the years 1678 to 2262", Code.BAD_TIME, field=field)
-    return ns
+        return parse_instant(value, start_ns)
+    except OptionError as error:
+        raise RequestError(f"{field}: {error}"[:MAX_ECHO], Code.BAD_TIME, field=field) from None
 
 
 def _loads(text: str) -> Any:  # noqa: ANN401 - JSON
