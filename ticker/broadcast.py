@@ -102,8 +102,9 @@ class Broadcaster:
         self._counts["batches"] += 1
         self._counts["events"] += len(batch)
         pieces = batch.by_event() if self._every_ticker_event() else (batch,)
+        on_book = self._book_changed if any(key.channel == "book" for key in self._channels) else None
         for piece in pieces:
-            self._history.apply(piece, self._book_changed)
+            self._history.apply(piece, on_book)
             for channel in self._channels.values():
                 channel.topic.applied(piece)
         now = self.published_at = trio.current_time()
