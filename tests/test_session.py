@@ -331,16 +331,17 @@ REPLAY_REQUESTS = [
     '{"method":"subscribe","params":{"channel":"trade","symbol":["BTC/USD"],"session":"desk1"},"req_id":4}',
     '{"method":"subscribe","params":{"channel":"book","symbol":["BTC/USD"],"session":"desk1"},"req_id":5}',
     '{"method":"subscribe","params":{"channel":"ohlc","symbol":["BTC/USD"],"session":"desk1"},"req_id":6}',
-    '{"method":"replay_control","params":{"session":"desk1","action":"step","events":2},"req_id":7}',
-    '{"method":"replay_control","params":{"session":"desk1","action":"speed","speed":2.5},"req_id":8}',
-    '{"method":"replay_control","params":{"session":"desk1","action":"step","to":"2026-01-02T09:04:32Z"},"req_id":9}',
+    '{"method":"replay_control","params":{"session":"desk1","action":"step"},"req_id":7}',
+    '{"method":"replay_control","params":{"session":"desk1","action":"step","events":1},"req_id":8}',
+    '{"method":"replay_control","params":{"session":"desk1","action":"speed","speed":2.5},"req_id":9}',
+    '{"method":"replay_control","params":{"session":"desk1","action":"step","to":"2026-01-02T09:04:32Z"},"req_id":10}',
     '{"method":"replay_control","params":{"session":"desk1","action":"seek","to":"2026-01-02T09:04:31.002Z"},'
-    '"req_id":10}',
-    '{"method":"list_subscriptions","req_id":11}',
-    '{"method":"unsubscribe","params":{"channel":"ohlc","symbol":["BTC/USD"],"session":"desk1"},"req_id":12}',
-    '{"method":"replay_control","params":{"session":"desk1","action":"stop"},"req_id":13}',
-    '{"method":"replay_control","params":{"session":"desk1","action":"resume"},"req_id":14}',
-    '{"method":"replay_start","params":{"source":"../day1"},"req_id":15}',
+    '"req_id":11}',
+    '{"method":"list_subscriptions","req_id":12}',
+    '{"method":"unsubscribe","params":{"channel":"ohlc","symbol":["BTC/USD"],"session":"desk1"},"req_id":13}',
+    '{"method":"replay_control","params":{"session":"desk1","action":"stop"},"req_id":14}',
+    '{"method":"replay_control","params":{"session":"desk1","action":"resume"},"req_id":15}',
+    '{"method":"replay_start","params":{"source":"../day1"},"req_id":16}',
 ]
 
 
