@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from feeds.recorder import RecorderOptions
 from feeds.replay import ReplayOptions
 from feeds.simulate import SimulationOptions
 from ticker.errors import ConfigError
@@ -19,6 +20,7 @@ from ticker.guard import GuardOptions
 from ticker.head import TrustOptions
 from ticker.history import HistoryOptions
 from ticker.orders.options import OrdersOptions
+from ticker.relay import RelayOptions
 from ticker.server import ServerOptions
 from ticker.session import SessionOptions
 
@@ -35,8 +37,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         trust: Allowed hosts and origins.
         history: How much is kept for those who missed it.
         orders: How orders are kept, and who may trade.
-        simulation: The simulated market; used unless there is a replay.
+        simulation: The simulated market; used unless there is a replay or a relay.
         replay: A recording to replay.
+        relay: Another server to relay.
+        record: Where to record what is served.
     """
 
     server: ServerOptions = ServerOptions()
@@ -47,6 +51,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     orders: OrdersOptions = OrdersOptions()
     simulation: SimulationOptions = SimulationOptions()
     replay: ReplayOptions | None = None
+    relay: RelayOptions | None = None
+    record: RecorderOptions | None = None
 
 
 _TABLES: Final[dict[str, type[msgspec.Struct]]] = {
@@ -58,6 +64,8 @@ _TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "orders": OrdersOptions,
     "simulation": SimulationOptions,
     "replay": ReplayOptions,
+    "relay": RelayOptions,
+    "record": RecorderOptions,
 }
 
 
@@ -80,6 +88,8 @@ def load(path: str | None, flags: dict[str, dict[str, Any]]) -> Options:
         tables[table] = {**tables.get(table, {}), **values}
     parts = {table: _convert(origin, table, values) for table, values in tables.items()}
     options = Options(**parts)  # type: ignore[arg-type]  # _TABLES gives each its type
+    if options.replay is not None and options.relay is not None:
+        raise ConfigError(f"{origin}a replay and a relay are two markets; leave one out")
     if options.server.host not in LOOPBACK and not options.server.insecure:
         raise ConfigError(
             f"--host {options.server.host} can be reached from other machines, and nothing is encrypted or "

@@ -19,7 +19,7 @@ class Market(msgspec.Struct, frozen=True):
 
     Attributes:
         name: Of the feed, for people.
-        mode: ``sim`` or ``replay``.
+        mode: ``sim``, ``replay`` or ``relay``.
         history: Its last state.
         listings: The names in it.
         broadcaster: Tells subscribers what happens.

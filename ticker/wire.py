@@ -133,7 +133,7 @@ class StatusRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         system: ``online`` or ``maintenance``.
-        mode: ``sim`` or ``replay``: nothing simulated or replayed is labelled live.
+        mode: ``sim``, ``replay`` or ``relay``: nothing simulated or replayed is labelled live.
         reconnect_after_ms: Before a planned stop: when it is worth coming back.
         epoch: Native profile: the present numbering.
         limits: Native profile: what one connection may do.

@@ -34,6 +34,7 @@ TABLES = {
     "replay": ("replayed feed", in_process("bench_replay")),
     "seek": ("seeking in a recording", in_process("bench_seek")),
     "journal": ("journal of orders", in_process("bench_journal")),
+    "record": ("recorder", in_process("bench_record")),
 }
 
 
