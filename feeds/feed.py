@@ -26,7 +26,7 @@ class Feed(Protocol):
 
     Attributes:
         name: What ``status`` and the logs call it.
-        mode: ``sim`` or ``replay``: nothing simulated or replayed is ever labelled live.
+        mode: ``sim``, ``replay`` or ``relay``: nothing simulated or replayed is ever labelled live.
         instruments: Fixed before the feed runs.
     """
 

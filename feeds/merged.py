@@ -144,12 +144,12 @@ def open_recordings(paths: Sequence[str], offsets_ns: dict[str, int] | None = No
 def _told_apart(recordings: Sequence[Recording]) -> Iterator[Instrument]:
     """Yield the instruments of all recordings; no two of them have a name in common."""
     having = Counter(name for recording in recordings for name in recording.instruments.names)
-    venues = [recording.venue for recording in recordings]
+    venues = [recording.venue() for recording in recordings]
     by_venue = all(venues) and len(set(venues)) == len(venues)
-    for recording in recordings:
+    for recording, venue in zip(recordings, venues, strict=True):
         for instrument in recording.instruments:
             symbol = instrument.symbol
             if having[symbol] > 1:
-                symbol = f"{symbol}.{recording.venue if by_venue else recording.name}"
+                symbol = f"{symbol}.{venue if by_venue else recording.name}"
             aliases = tuple(alias for alias in instrument.aliases if having[alias] == 1)
             yield msgspec.structs.replace(instrument, symbol=symbol, aliases=aliases)

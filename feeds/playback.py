@@ -299,9 +299,11 @@ class Playback:
 
     def begin_epoch(self, ts_ns: int, *, by_itself: bool) -> None:
         """Note that an epoch begins at an instant (ns UTC), by itself or because somebody seeks."""
+        if by_itself and self._passes:
+            self._until_ns = self.start_ns  # what was to be played before an instant has been
         self._epochs += 1
         self._passes += by_itself
-        self._position_ns, self._until_ns = ts_ns, self.start_ns
+        self._position_ns = ts_ns
 
     def start(self) -> None:
         """Note that there is a reader, so that the tape may move."""

@@ -59,9 +59,8 @@ class Recording:
         self.end_ns = max(file.end_ns for file in filled)
         self._restorer = Restorer(self._files.get("book"), self._files.get("quotes"), instruments)
 
-    @property
     def venue(self) -> str:
-        """What the first row says; empty if it says nothing. Reads a file."""
+        """Return what the first row of a file says; empty if it says nothing."""
         file = next(file for file in self._files.values() if file.rows)
         return file.first_venue()
 

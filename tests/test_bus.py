@@ -35,6 +35,15 @@ async def test_events_are_taken_in_order_before_send_returns():
     assert taker.taken == [1, 2, 3]
 
 
+async def test_who_is_first_sees_every_event_before_the_others():
+    taker, first = Taker(), []
+    taker.free.set()
+    bus = Bus(taker.batch, taker.marker, first=lambda event: first.append((event.ts, len(taker.taken))))
+    for event in (Batch(ts=1), Marker(kind="epoch", ts=2, reason=""), Batch(ts=3)):
+        await bus.send(event)
+    assert first == [(1, 0), (2, 1), (3, 2)]
+
+
 async def test_a_marker_holds_up_what_follows_it(nursery):
     taker = Taker()
     bus = Bus(taker.batch, taker.marker)

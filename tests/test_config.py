@@ -35,6 +35,8 @@ def test_flags_go_before_the_file_and_the_file_before_the_defaults(tmp_path):
         ('[replay]\npath = "x"\ngap = "never"', r"\[replay\].*'keep', 'skip' or 'cap:SECONDS'"),
         ("[replay]\nspeed = 2.0", r"\[replay\].*path"),
         ('[replay]\npath = "x"\nform = "noon"', r"\[replay\] has no key 'form'; it has path, .*, from, to"),
+        ('[replay]\npath = "x"\n[relay]\nurl = "y"', r"a replay and a relay are two markets"),
+        ('[record]\npath = "x"\nflush_s = 0.0', r"\[record\] flush_s: Expected `float` >= 0.01"),
         ("port = ", r"market.toml is not valid TOML"),
     ],
 )
@@ -71,6 +73,7 @@ def test_other_machines_are_let_in_only_on_purpose():
         (["serve", "--replay", "nowhere/day1"], "nowhere/day1"),
         (["serve", "--replay", "x", "--rate", "5"], "--rate is for the simulated market"),
         (["serve", "--speed", "5"], "--speed is for a replay"),
+        (["serve", "--start-paused"], "--start-paused is for a replay"),
         (["serve", "--replay", "x", "--speed", "fast"], "fast"),
         (["serve", "--replay", "x", "--offset", "5ms"], "--offset 5ms is not NAME=+250ms"),
         (["serve", "--replay", "x", "--offset", "x=far"], "'far' is not a duration"),
@@ -80,6 +83,12 @@ def test_other_machines_are_let_in_only_on_purpose():
         (["serve", "--model", "magic"], "gbm"),
         (["serve", "--host", "192.0.2.1"], "--insecure"),
         (["info", "nowhere/day1"], "nowhere/day1"),
+        (["compact", "nowhere/day1"], "there is no log to compact"),
+        (["serve", "--relay", "ws://127.0.0.1:1/v2"], "no server at"),
+        (["serve", "--relay", "ws://127.0.0.1:1/v2", "--seed", "5"], "--seed is for the simulated market"),
+        (["serve", "--relay", "ws://127.0.0.1:1/v2", "--replay", "x"], "leave one out"),
+        (["serve", "--record", "pyproject.toml/day1"], "cannot be recorded to"),
+        (["record", "nowhere", "-o", "day1"], "nowhere is not a WebSocket URL"),
     ],
 )
 def test_a_mistake_is_one_line_and_no_traceback(arguments, says, capsys):

@@ -204,6 +204,16 @@ async def test_stepping_until_an_instant_tells_all_before_it(listening, autojump
     assert [what for _, what in desk.said()] == []  # 4 s is due a second after 3 s
 
 
+async def test_commands_in_one_breath_are_done_in_their_order(listening, autojump_clock):
+    desk = listening(range(10), start_paused=True)
+    await settled()
+    desk.playback.seek(T0 + 3 * NS)
+    desk.playback.step_until(T0 + 5 * NS)
+    desk.playback.step()
+    await settled()
+    assert [what for _, what in desk.said()] == ["epoch", "epoch", "state", [3, 4], [5]]
+
+
 async def test_a_seek_is_an_epoch_with_the_state_of_the_market(listening, autojump_clock):
     desk = listening(range(10))
     await trio.sleep(1.5)

@@ -314,6 +314,25 @@ async def test_content_of_a_whole_tape_is_the_same_merged_and_rushed(autojump_cl
     assert digest(rushed) == digest(ReplayFeed(recording).slices())
 
 
+async def test_a_seek_reads_from_there(tmp_path):
+    feed = ReplayFeed(recorded(tmp_path, trades=range(100), quotes=[10, 60]), speed=math.inf, start_paused=True)
+    send, receive = trio.open_memory_channel(math.inf)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(feed.run, send)
+        assert (await receive.receive()).kind == "epoch"
+        feed.playback.seek(T0 + 50 * NS)
+        assert (await receive.receive()).ts == T0 + 50 * NS
+        state = await receive.receive()
+        assert (state.quotes.ts_recv.tolist(), len(state)) == ([T0 + 50 * NS], 1)
+        feed.playback.resume()
+        rows = []
+        while isinstance(event := await receive.receive(), Batch):
+            rows += event.trades.ts_recv.tolist()
+    assert rows == [T0 + second * NS for second in range(50, 100)]
+    now = feed.statistics()
+    assert (now.state, now.epochs, now.passes, now.rows) == ("ended", 2, 1, 51)
+
+
 # --- what goes wrong
 
 

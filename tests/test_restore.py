@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from feeds import layout
 from feeds.book import Books
+from feeds.errors import RecordingError
 from feeds.instruments import Instrument, Instruments
+from feeds.keyframes import Keyframes
 from feeds.records import (
     ADD,
     BUY,
@@ -28,7 +30,8 @@ from feeds.records import (
     Levels,
     Quotes,
 )
-from feeds.store import open_recording
+from feeds.replay import ReplayFeed
+from feeds.store import open_recording, write_recording
 
 RECORDINGS = Path(__file__).parents[2] / "shared" / "data" / "recordings"
 real = pytest.mark.skipif(not RECORDINGS.is_dir(), reason="the shared recordings are not here")
@@ -120,6 +123,24 @@ def test_a_crossed_book_before_an_opening_is_restored_as_it_is():
     for _ in books.apply(recording.state_before(ts_ns).levels):
         pass
     assert books[0].crossed
+
+
+@real
+def test_with_keyframes_what_lies_before_them_is_not_read(tmp_path):
+    source = open_recording(RECORDINGS / "binance_spot_20240808")
+    keyframes = Keyframes(50_000)
+    recording = write_recording(
+        tmp_path / "r", source.instruments, (keyframes.add(batch) for batch in ReplayFeed(source).slices())
+    )
+    ts_ns = recording.end_ns - 60 * 10**9
+    expected = played(recording, [ts_ns])
+    path = tmp_path / "r.book.parquet"
+    content = bytearray(path.read_bytes())
+    content[4:1_000] = bytes(996)  # rows of the first row group
+    path.write_bytes(content)
+    assert [restored(recording, ts_ns)] == expected
+    with pytest.raises(RecordingError):
+        list(recording.levels())
 
 
 # Instants come with ties; prices and orders are few, so that rows meet.

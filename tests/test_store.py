@@ -270,6 +270,13 @@ def test_trades_are_counted_on_from_one_row_group_to_the_next(tmp_path):
     assert [c.trade_id.tolist() for c in recording.trades(T0 + 3)] == [[4], [5]]
 
 
+def test_instants_shown_in_another_zone_are_the_same_instants(tmp_path):
+    table = table_of("trades", 2)
+    local = table["ts_recv"].cast(pa.timestamp("ns", tz="America/Chicago"))
+    pq.write_table(table.set_column(0, "ts_recv", local), tmp_path / "x.trades.parquet")
+    assert whole(open_recording(tmp_path), "trades").ts_recv.tolist() == [T0, T0 + 1]
+
+
 def test_a_cleared_book_has_neither_price_nor_size(tmp_path):
     levels = read(tmp_path, "book", 2, action=[4, 0], side=[0, 1], price=[None, 2.0], qty=[None, 3.0])
     assert levels.price.tolist() == [MISSING, 2]

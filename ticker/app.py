@@ -13,6 +13,7 @@ from typing import Any, Final
 import trio
 
 from feeds.feed import Feed, Supervisor
+from feeds.recorder import Recorder
 from feeds.replay import ReplayFeed, ReplayOptions, open_replay
 from feeds.simulate import SimulatedFeed
 from feeds.tape import Tape
@@ -28,6 +29,7 @@ from ticker.orders.accounts import demo_accounts, read_accounts
 from ticker.orders.gateway import Gateway
 from ticker.orders.journal import MEMORY, Journal, default_path
 from ticker.orders.models import UniformLatency
+from ticker.relay import open_relay
 from ticker.remote import PATH, Remote
 from ticker.replays import SETTLE_S, Replays
 from ticker.server import Server
@@ -42,7 +44,7 @@ DRAIN_S: Final = 2.5
 RECONNECT_AFTER_MS: Final = 1000
 
 
-def open_feed(options: Options, heard: trio.Event) -> Feed:
+async def open_feed(options: Options, heard: trio.Event) -> Feed:
     """Return the feed that the options ask for.
 
     Args:
@@ -50,9 +52,11 @@ def open_feed(options: Options, heard: trio.Event) -> Feed:
         heard: Set once somebody has subscribed; a recording is not played to nobody.
 
     Raises:
-        FeedError: A recording cannot be read.
+        FeedError: A recording cannot be read, or another server cannot be reached.
         OptionError: An option has a value that is not allowed.
     """
+    if options.relay is not None:
+        return await open_relay(options.relay)
     if options.replay is None:
         return SimulatedFeed(options.simulation)
     return _open_replay(options.replay, heard)
@@ -122,10 +126,10 @@ async def serve(options: Options, announce: Callable[[str], None]) -> None:
     Raises:
         ConfigError: The address cannot be had, or the journal is that of another market.
         JournalError: The journal cannot be read or written.
-        FeedError: A recording cannot be read, at the start or later.
+        FeedError: A recording cannot be read, at the start or later, or cannot be begun.
     """
     heard = trio.Event()
-    await serve_feed(open_feed(options, heard), heard, options, announce)
+    await serve_feed(await open_feed(options, heard), heard, options, announce)
 
 
 async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: Callable[[str], None]) -> None:
@@ -150,7 +154,8 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
         trust=options.trust,
         replays=replays,
     )
-    metrics = Metrics(market, server, supervisor)
+    recorder = None if options.record is None else Recorder(feed, options.record)
+    metrics = Metrics(market, server, supervisor, recorder)
     stats = Stats(market, server, supervisor, metrics.loop_lag)
     pages |= {"/healthz": stats.health, "/api/stats": stats.stats, "/metrics": metrics.page}
     pages |= {"/metrics/per-subscriber": metrics.subscribers_page, PATH: remote.state}
@@ -159,11 +164,13 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
     await market.gateway.recover()
     _calm_collector()
 
-    bus = Bus(market.happened, market.marked)
+    bus = Bus(market.happened, market.marked, first=None if recorder is None else recorder.take)
 
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as connections:  # outermost: what must drain ends last
             async with trio.open_nursery() as tasks:
+                if recorder is not None:
+                    await tasks.start(recorder.run)
                 tasks.start_soon(_feed, supervisor, bus)
                 tasks.start_soon(market.broadcaster.run)
                 tasks.start_soon(market.gateway.run)

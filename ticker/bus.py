@@ -20,15 +20,24 @@ class Bus(trio.abc.SendChannel[Event]):
     Args:
         on_batch: Takes in what happened.
         on_marker: Takes in a marker; may wait until what was before it has been told.
+        first: Sees every event before anybody else does.
     """
 
-    def __init__(self, on_batch: Callable[[Batch], None], on_marker: Callable[[Marker], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        on_batch: Callable[[Batch], None],
+        on_marker: Callable[[Marker], Awaitable[None]],
+        first: Callable[[Event], None] | None = None,
+    ) -> None:
         self._on_batch = on_batch
         self._on_marker = on_marker
+        self._first = first
 
     async def send(self, value: Event) -> None:
         """Take in an event; a cancel comes before it or after it."""
         await trio.lowlevel.checkpoint_if_cancelled()
+        if self._first is not None:
+            self._first(value)
         if isinstance(value, Batch):
             self._on_batch(value)
         else:

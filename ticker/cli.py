@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,8 @@ examples:
   ticker serve --replay binance/day1 --replay cme/day2 --offset day2=+5ms
   ticker watch ws://127.0.0.1:8765/v2 BTC/USD      what it sends, live in the terminal
   ticker info recordings/day1                      what a recording holds
+  ticker serve --record recordings/day2            record what is served, side by side with serving
+  ticker record ws://127.0.0.1:8765/v2 -o day3     record what another server sends
 """
 
 
@@ -38,7 +41,31 @@ def build_parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="what a recording holds: tables, symbols, rows, time span, gaps")
     info.add_argument("path", metavar="PATH", help="a folder with one recording, its prefix, or one of its files")
     info.add_argument("--digest", action="store_true", help="only the SHA-256 of all that a replay of it emits")
+    _add_recording(commands)
     return parser
+
+
+def _add_recording(commands: Any) -> None:  # noqa: ANN401
+    record = commands.add_parser(
+        "record",
+        help="record what another server sends",
+        description="Record the market of another ticker server, or of any Kraken v2 server, until SIGINT or SIGTERM.",
+    )
+    record.add_argument("url", metavar="URL", help="ws://HOST:PORT/v2")
+    record.add_argument("symbols", nargs="*", metavar="SYMBOL", help="default: every symbol of the server")
+    record.add_argument("-o", "--output", required=True, metavar="NAME", help="folder and name of the recording")
+    record.add_argument("--seconds", type=float, default=math.inf, metavar="N", help="end after so many seconds")
+    compact = commands.add_parser("compact", help="make a recording of a log that was left, after a crash for instance")
+    compact.add_argument("name", metavar="NAME", help="folder and name of the recording")
+    compact.add_argument(
+        "--keyframes", type=_count, default=50_000, metavar="ROWS", help="rows of books between two; 0: none"
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of rows")
+    return int(text)
 
 
 def _add_serve(commands: Any) -> None:  # noqa: ANN401 - argparse has no public type for it
@@ -58,6 +85,8 @@ def _add_serve(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
     server.add_argument(
         "--insecure", action="store_true", default=None, help="allow an address that other machines can reach"
     )
+    server.add_argument("--record", metavar="NAME", help="record what is served; folder and name of the recording")
+    server.add_argument("--relay", metavar="URL", help="serve the market of another server: ws://HOST:PORT/v2")
     orders = serve.add_argument_group("orders")
     orders.add_argument(
         "--journal",
@@ -108,7 +137,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    return _guarded({"serve": _serve, "watch": _watch, "info": _info, "token": _token}[args.command], args)
+    handlers = {
+        "serve": _serve,
+        "watch": _watch,
+        "info": _info,
+        "token": _token,
+        "record": _record,
+        "compact": _compact,
+    }
+    return _guarded(handlers[args.command], args)
 
 
 def _guarded(command: Any, args: argparse.Namespace) -> int:  # noqa: ANN401
@@ -168,12 +205,17 @@ def _flags(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
             "gap": args.gap,
         },
         "replays": {"directory": args.replays},
+        "relay": {"url": args.relay},
+        "record": {"path": args.record},
     }
     given = {table: {k: v for k, v in values.items() if v is not None} for table, values in tables.items()}
-    if args.replay is not None and given["simulation"]:
-        raise ConfigError(f"--{next(iter(given['simulation']))} is for the simulated market; leave it or --replay out")
+    for other in ("replay", "relay"):
+        if getattr(args, other) is not None and given["simulation"]:
+            option = next(iter(given["simulation"]))
+            raise ConfigError(f"--{option} is for the simulated market; leave it or --{other} out")
     if given["replay"] and args.replay is None and args.config is None:
-        raise ConfigError(f"--{next(iter(given['replay']))} is for a replay; name a recording with --replay PATH")
+        flag = next(iter(given["replay"])).replace("_", "-")
+        raise ConfigError(f"--{flag} is for a replay; name a recording with --replay PATH")
     return {table: values for table, values in given.items() if values}
 
 
@@ -194,10 +236,12 @@ def _named(text: str) -> tuple[str, str]:
 def _serve(args: argparse.Namespace) -> None:
     import trio
 
-    from ticker import app, config
+    from ticker import app, config, record
 
     options = config.load(args.config, _flags(args))
     trio.run(app.serve, options, lambda line: print(line, flush=True))
+    if options.record is not None:
+        record.finish(options.record.path, options.record.keyframe_rows)
 
 
 def _watch(args: argparse.Namespace) -> None:
@@ -209,6 +253,27 @@ def _watch(args: argparse.Namespace) -> None:
     if "://" not in url:  # `ticker watch BTC/USD` means the default server
         url, symbols = "ws://127.0.0.1:8765/v2", [url, *symbols]
     trio.run(watch.watch, url, symbols)
+
+
+def _record(args: argparse.Namespace) -> None:
+    import trio
+
+    from feeds.recorder import RecorderOptions
+    from ticker import record, relay
+
+    async def run() -> None:
+        feed = await relay.open_relay(relay.RelayOptions(url=args.url, symbols=tuple(args.symbols)))
+        await record.record(feed, options, args.seconds)
+
+    options = RecorderOptions(path=args.output)
+    trio.run(run)
+    record.finish(options.path, options.keyframe_rows)
+
+
+def _compact(args: argparse.Namespace) -> None:
+    from ticker import record
+
+    record.finish(args.name, args.keyframes)
 
 
 def _info(args: argparse.Namespace) -> None:

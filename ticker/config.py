@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from feeds.recorder import RecorderOptions
 from feeds.replay import ReplayOptions
 from feeds.simulate import SimulationOptions
 from ticker.errors import ConfigError
@@ -19,6 +20,7 @@ from ticker.guard import GuardOptions
 from ticker.head import TrustOptions
 from ticker.history import HistoryOptions
 from ticker.orders.options import OrdersOptions
+from ticker.relay import RelayOptions
 from ticker.replays import ReplaysOptions
 from ticker.server import ServerOptions
 from ticker.session import SessionOptions
@@ -36,9 +38,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         trust: Allowed hosts and origins.
         history: How much is kept for those who missed it.
         orders: How orders are kept, and who may trade.
-        simulation: The simulated market; used unless there is a replay.
+        simulation: The simulated market; used unless there is a replay or a relay.
         replay: A recording to replay.
         replays: What clients may have replayed.
+        relay: Another server to relay.
+        record: Where to record what is served.
     """
 
     server: ServerOptions = ServerOptions()
@@ -50,6 +54,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     simulation: SimulationOptions = SimulationOptions()
     replay: ReplayOptions | None = None
     replays: ReplaysOptions = ReplaysOptions()
+    relay: RelayOptions | None = None
+    record: RecorderOptions | None = None
 
 
 _TABLES: Final[dict[str, type[msgspec.Struct]]] = {
@@ -62,6 +68,8 @@ _TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "simulation": SimulationOptions,
     "replay": ReplayOptions,
     "replays": ReplaysOptions,
+    "relay": RelayOptions,
+    "record": RecorderOptions,
 }
 
 
@@ -84,6 +92,8 @@ def load(path: str | None, flags: dict[str, dict[str, Any]]) -> Options:
         tables[table] = {**tables.get(table, {}), **values}
     parts = {table: _convert(origin, table, values) for table, values in tables.items()}
     options = Options(**parts)  # type: ignore[arg-type]  # _TABLES gives each its type
+    if options.replay is not None and options.relay is not None:
+        raise ConfigError(f"{origin}a replay and a relay are two markets; leave one out")
     if options.server.host not in LOOPBACK and not options.server.insecure:
         raise ConfigError(
             f"--host {options.server.host} can be reached from other machines, and nothing is encrypted or "

@@ -1,4 +1,4 @@
-"""``ticker info``: what a recording holds, as tables for people.
+"""``ticker info``: what a recording holds, as tables for people; of a log that is no recording yet, in a few words.
 
 It knows how to print :class:`feeds.store.RecordingInfo`; what is counted, and how, is :func:`feeds.store.describe`'s
 business.
@@ -7,6 +7,7 @@ business.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 from rich import box
@@ -19,10 +20,13 @@ from feeds.instruments import Instrument, Instruments
 from feeds.records import StreamDigest
 from feeds.replay import ReplayFeed
 from feeds.store import RecordingInfo, Silences, TableInfo, describe, open_recording
+from feeds.tapelog import LogInfo, segments, survey
 from ticker.codec import fixed
 
 #: Symbols that have their own line in a table; the rest is summed up.
 SHOWN_SYMBOLS = 50
+#: Gaps of a log that are told one by one.
+SHOWN_GAPS = 20
 
 
 def print_info(path: str, console: Console | None = None) -> None:
@@ -36,6 +40,9 @@ def print_info(path: str, console: Console | None = None) -> None:
         RecordingError: It is missing, unreadable or holds rows that cannot be replayed.
     """
     console = console or Console()
+    if segments(Path(path)):
+        console.print(log_report(path, survey(Path(path))))
+        return
     recording = open_recording(path)
     for part in report(describe(recording), recording.instruments):
         console.print(part)
@@ -51,6 +58,19 @@ def digest(path: str) -> str:
     for batch in ReplayFeed(open_recording(path)).slices():
         stream.update(batch)
     return stream.hexdigest()
+
+
+def log_report(path: str, info: LogInfo) -> Text:
+    """Return what is to be said of a log that is no recording yet."""
+    lines = [f"{path}  {info.segments} segments of a log, {info.size / 1e6:,.1f} MB, not compacted yet"]
+    lines[0] += ", being recorded now" if info.in_use else f": ticker compact {path}"
+    if info.start_ns is not None and info.end_ns is not None:
+        lines.append(f"{utc(info.start_ns)} to {utc(info.end_ns)} UTC, {duration(info.end_ns - info.start_ns)}")
+    lines.append(", ".join(f"{count:,} rows of {table}" for table, count in info.rows.items()))
+    lines.append(f"{info.epochs} epochs, {len(info.gaps)} gaps")
+    lines += [f"gap: {reason}" for reason in info.gaps[:SHOWN_GAPS]]
+    lines += [f"{'unfinished' if info.in_use else 'damaged'}: {damage}" for damage in info.damage]
+    return Text("\n".join(lines))
 
 
 def report(info: RecordingInfo, instruments: Instruments) -> Iterator[RenderableType]:

@@ -23,7 +23,7 @@ class Publication(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: Of the feed, for people.
-        mode: ``sim`` or ``replay``.
+        mode: ``sim``, ``replay`` or ``relay``.
         history: Its last state.
         listings: The names in it.
         broadcaster: Tells subscribers what happens.

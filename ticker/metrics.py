@@ -16,6 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 from feeds.feed import Supervisor
+from feeds.recorder import Recorder, RecorderStatistics
 from ticker.broadcast import Broadcaster
 from ticker.market import Market
 from ticker.orders.gateway import Gateway
@@ -47,10 +48,13 @@ class Metrics:
         loop_lag: How late the event loop ran what was due.
     """
 
-    def __init__(self, market: Market, server: Server, supervisor: Supervisor) -> None:
+    def __init__(
+        self, market: Market, server: Server, supervisor: Supervisor, recorder: Recorder | None = None
+    ) -> None:
         self._market = market
         self._server = server
         self._supervisor = supervisor
+        self._recorder = recorder
         self.loop_lag = Timing()
 
     async def run(self) -> None:
@@ -82,6 +86,8 @@ class Metrics:
         yield from self._orders(self._market.gateway)
         yield _counter("feed_restarts", "Restarts of the feed after it broke.", self._supervisor.restarts)
         yield _gauge("market_time_seconds", "Time of the market, Unix seconds.", self._market.history.ts / 1e9)
+        if self._recorder is not None:
+            yield from _recording(self._recorder.statistics())
 
     def _orders(self, gateway: Gateway) -> Iterator[Metric]:
         done = gateway.statistics()
@@ -132,6 +138,17 @@ class Metrics:
         yield _histogram("flush_lateness", "From when a flush was due to its last subscriber.", broadcaster.lateness)
         yield _histogram("sweep_duration", "How long a flush took to reach its subscribers.", broadcaster.duration)
         yield _histogram("loop_lag", "How late the event loop ran what was due.", self.loop_lag)
+
+
+def _recording(told: RecorderStatistics) -> Iterator[Metric]:
+    yield _gauge("recording", "1 while what happens is recorded, 0 while the disk refuses.", told.state == "recording")
+    yield _counter("recorded_rows", "Rows written to the log.", told.rows)
+    yield _counter("recorded_bytes", "Bytes written to the log.", told.size)
+    yield _counter("recorded_segments", "Segments of the log begun.", told.segments)
+    yield _counter("recording_lost_rows", "Rows that the disk refused or was too slow for.", told.lost)
+    yield _counter("recording_errors", "How often the disk refused.", told.errors)
+    yield _gauge("recording_waiting_rows", "Rows not written yet.", told.waiting)
+    yield _gauge("recording_waiting_seconds", "For how long the oldest of them has waited, at most.", told.waiting_s)
 
 
 class _Page(Collector):

@@ -35,6 +35,7 @@ TABLES = {
     "lossless": ("lossless replay to a client", with_processes("bench_lossless")),
     "seek": ("seeking in a recording", in_process("bench_seek")),
     "journal": ("journal of orders", in_process("bench_journal")),
+    "record": ("recorder", in_process("bench_record")),
 }
 
 

@@ -27,6 +27,8 @@ import msgspec
 import trio
 import trio_websocket
 
+from ticker.client.backoff import Backoff
+
 Message = dict[str, Any]
 
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -105,11 +107,13 @@ class Connection:
 
     Attributes:
         url: Where it leads.
+        subprotocol: Which of those offered the server speaks; None if none.
         unread: Messages that have arrived and were not iterated over.
     """
 
-    def __init__(self, url: str, socket: trio_websocket.WebSocketConnection) -> None:
+    def __init__(self, url: str, socket: trio_websocket.WebSocketConnection, subprotocol: str | None = None) -> None:
         self.url = url
+        self.subprotocol = subprotocol
         self.unread: deque[Message] = deque()
         self._socket = socket
         self._req_ids = itertools.count(1)
@@ -270,7 +274,7 @@ def _why(url: str, reason: trio_websocket.CloseReason | None) -> ConnectionLost:
 
 
 @contextlib.asynccontextmanager
-async def open_connection(url: str) -> AsyncIterator[Connection]:
+async def open_connection(url: str, *, subprotocols: Sequence[str] = ()) -> AsyncIterator[Connection]:
     """Connect to a server; leaving the context closes the connection.
 
     The stream below is ours: trio-websocket leaves its own to the garbage collector when the server refuses, is silent
@@ -278,6 +282,7 @@ async def open_connection(url: str) -> AsyncIterator[Connection]:
 
     Args:
         url: ``ws://HOST:PORT/v2``, or wss.
+        subprotocols: Profiles to offer to the server, such as "ticker.v1".
 
     Raises:
         ConnectionRefused: There is no connection to be had.
@@ -286,9 +291,9 @@ async def open_connection(url: str) -> AsyncIterator[Connection]:
     async with await dial(address) as stream:
         with _single_error(url):
             async with trio.open_nursery() as nursery:  # of trio-websocket's reader
-                socket = await _shake_hands(nursery, stream, address)
+                socket = await _shake_hands(nursery, stream, address, subprotocols)
                 try:
-                    yield Connection(url, socket)
+                    yield Connection(url, socket, socket.subprotocol)
                 finally:
                     with trio.move_on_after(DISCONNECT_TIMEOUT_S):
                         await socket.aclose()
@@ -352,13 +357,18 @@ async def _encrypt(stream: trio.SocketStream, host: str) -> _ClientStream:
 
 
 async def _shake_hands(
-    nursery: trio.Nursery, stream: _ClientStream, address: Address
+    nursery: trio.Nursery, stream: _ClientStream, address: Address, subprotocols: Sequence[str]
 ) -> trio_websocket.WebSocketConnection:
     """Open the WebSocket; a server that rejects it makes trio-websocket's reader raise in the nursery instead."""
     try:
         with trio.fail_after(CONNECT_TIMEOUT_S):
             return await trio_websocket.wrap_client_stream(
-                nursery, stream, address.host_header, address.resource, max_message_size=MAX_MESSAGE_BYTES
+                nursery,
+                stream,
+                address.host_header,
+                address.resource,
+                subprotocols=subprotocols,
+                max_message_size=MAX_MESSAGE_BYTES,
             )
     except trio.TooSlowError:
         nursery.cancel_scope.cancel()
@@ -392,32 +402,6 @@ def _system_error(error: BaseException) -> str:
     if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno is not None:
         return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)  # Trio's text repeats the address
     return str(error)
-
-
-class Backoff:
-    """Delays between attempts, so that clients which broke off together do not come back together.
-
-    "Decorrelated jitter" of AWS's "Exponential Backoff And Jitter": from the least to three times the last delay.
-
-    Args:
-        random: Where the jitter comes from.
-    """
-
-    FIRST_S: Final = 0.5
-    LIMIT_S: Final = 10.0
-
-    def __init__(self, random: random.Random) -> None:
-        self._random = random
-        self._delay = self.FIRST_S
-
-    def next(self) -> float:
-        """Return the next delay, in seconds."""
-        self._delay = min(self.LIMIT_S, self._random.uniform(self.FIRST_S, 3 * self._delay))
-        return self._delay
-
-    def reset(self) -> None:
-        """Begin with short delays again."""
-        self._delay = self.FIRST_S
 
 
 @contextlib.asynccontextmanager
