@@ -7,10 +7,17 @@ any clock: the caller says what time it is, so a test needs no waiting.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from typing import Final
+
+import msgspec
+
+from feeds.errors import OptionError
 
 NS = 1_000_000_000
+_NEVER: Final = 2**63 - 1
 
 
 def wall_ns() -> int:
@@ -59,3 +66,43 @@ class ReplayClock:
     def set_speed(self, now: float, speed: float) -> None:
         """Go on from the tape time of ``now`` at another speed."""
         self._now, self._tape_ns, self.speed = now, self.tape_at(now), speed
+
+
+class GapPolicy(msgspec.Struct, frozen=True):
+    """What becomes of silences, stretches of tape in which no table has a row.
+
+    Attributes:
+        longest_ns: A silence longer than this, in tape time, is shortened.
+        played_ns: How long it then lasts, in tape time.
+    """
+
+    longest_ns: int
+    played_ns: int
+
+    def left_out(self, silence_ns: int) -> int:
+        """Return how much (ns) of a silence is not played."""
+        return silence_ns - self.played_ns if silence_ns > self.longest_ns else 0
+
+
+KEEP: Final = GapPolicy(_NEVER, _NEVER)
+SKIP: Final = GapPolicy(NS, 0)
+
+
+def cap(seconds: float) -> GapPolicy:
+    """Return the policy by which no silence lasts longer than ``seconds`` of tape time."""
+    return GapPolicy(round(seconds * NS), round(seconds * NS))
+
+
+def parse_gap(text: str) -> GapPolicy:
+    """Return the policy that "keep", "skip" or "cap:SECONDS" means.
+
+    Raises:
+        OptionError: It is none of these.
+    """
+    word, _, number = text.strip().lower().partition(":")
+    if not number and word in ("keep", "skip"):
+        return KEEP if word == "keep" else SKIP
+    with contextlib.suppress(ValueError):
+        if word == "cap" and 0.0 < (seconds := float(number)) < math.inf:
+            return cap(seconds)
+    raise OptionError(f"gap {text!r} is not 'keep', 'skip' or 'cap:SECONDS' with more than 0 seconds")

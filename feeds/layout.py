@@ -107,9 +107,11 @@ def check_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """Drop what only concerns storage: dictionaries and the width of string offsets."""
+    """Drop what only concerns storage or show: dictionaries, the width of string offsets, the zone of an instant."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        return pa.timestamp(kind.unit, tz="UTC")
     return pa.string() if pa.types.is_large_string(kind) else kind
 
 
@@ -134,18 +136,26 @@ def symbol_codes(column: pa.Array) -> tuple[I32, list[str | None]]:
 class Decoder:
     """Turns the record batches of one table file, in their order, into tables of integers.
 
-    It carries what spans batches: the row number for messages, the last time and sequence number, and the count of
-    trades per instrument.
+    It carries what spans batches: the row number, the last time and the last sequence number.
+
+    Args:
+        kind: Of table.
+        path: Named in messages.
+        instruments: Where symbols have their ids from.
+        first_row: How many rows of the file come before the first.
     """
 
-    def __init__(self, kind: str, path: Path, instruments: Instruments) -> None:
+    def __init__(self, kind: str, path: Path, instruments: Instruments, *, first_row: int = 0) -> None:
         self._kind = kind
         self._path = path
         self._instruments = instruments
         self._ids = {name: instruments.id_of(name) for name in instruments.names}
-        self._row = 0
+        self._row = first_row
         self._last_ts = self._last_seq = MISSING  # before every real one
-        self._trades_seen = np.zeros(len(instruments), dtype=np.int64)
+
+    def skip(self, rows: int) -> None:
+        """Leave out rows of the file."""
+        self._row += rows
 
     def decode(self, batch: pa.RecordBatch) -> Table:
         """Return the rows of ``batch``, which must hold the columns of :func:`needed` and at least one row.
@@ -252,26 +262,18 @@ class Decoder:
             price=price,
             qty=self._qty(batch, "qty", instrument),
             side=self._code(batch, "side", -1, 1),
-            trade_id=self._trade_ids(batch.column("trade_id"), instrument),
+            trade_id=self._trade_ids(batch.column("trade_id")),
         )
 
-    def _trade_ids(self, column: pa.Array, instrument: I32) -> I64:
+    def _trade_ids(self, column: pa.Array) -> I64:
         # 18 digits always fit into int64; longer ones are names, not numbers.
         numeric = pc.fill_null(pc.match_substring_regex(column, r"^[0-9]{1,18}$"), False)
         ids: I64 = pc.fill_null(pc.if_else(numeric, column, "0").cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
         is_number = numeric.to_numpy(zero_copy_only=False)
         if not is_number.all():
-            ids = np.where(is_number, ids, self._ordinals(instrument))
-        self._trades_seen += np.bincount(instrument, minlength=len(self._trades_seen))
+            # Its row, which is the same from wherever the file is read.
+            ids = np.where(is_number, ids, np.arange(self._row + 1, self._row + 1 + len(ids)))
         return ids
-
-    def _ordinals(self, instrument: I32) -> I64:
-        """Return which trade of its instrument each row is, counted from 1 over the whole file."""
-        ordinals = np.empty(len(instrument), dtype=np.int64)
-        for dense_id in np.unique(instrument):
-            rows = np.flatnonzero(instrument == dense_id)
-            ordinals[rows] = self._trades_seen[dense_id] + np.arange(1, len(rows) + 1)
-        return ordinals
 
     def _quotes(self, batch: pa.RecordBatch, shared: dict[str, npt.NDArray[Any]]) -> Quotes:
         instrument = shared["instrument"]

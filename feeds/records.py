@@ -114,7 +114,7 @@ class Trades(Table, frozen=True, kw_only=True):
         price: int64 ticks.
         qty: int64 lots; zero-size prints exist in real data.
         side: int8 aggressor: :data:`BUY`, :data:`SELL`, or :data:`NO_SIDE` where the venue did not say.
-        trade_id: int64, the venue's where it is a number, else counted per instrument from 1.
+        trade_id: int64, the venue's where it is a number, else its row in the recording, from 1.
     """
 
     DTYPES: ClassVar[dict[str, type[np.generic]]] = {
@@ -251,8 +251,10 @@ class StreamDigest:
     def update(self, batch: Batch) -> None:
         """Take in the rows of one batch."""
         for hashes, table in zip(self._hashes, (batch.trades, batch.quotes, batch.levels), strict=True):
+            if not len(table):
+                continue
             for name, column in table.columns().items():
-                if name.startswith("ts_"):
+                if self._origin and name.startswith("ts_"):
                     column = np.where(column == MISSING, column, column - self._origin)
                 hashes[name].update(np.ascontiguousarray(column).data)
 

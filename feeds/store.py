@@ -8,74 +8,34 @@ must not know of pacing: it hands out tables as fast as they are asked for.
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, TypeVar, cast
+from typing import Any, Final
 
 import msgspec
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feeds import layout
 from feeds.errors import RecordingError
 from feeds.instruments import Instruments
 from feeds.records import GAP, I64, LAST, MISSING, SNAPSHOT, Batch, Levels, Quotes, Table, Trades
+from feeds.remembered import LONG_ROWS, recall, remember
+from feeds.restore import Restorer
+from feeds.sources import Source
 from feeds.tablefile import ROW_GROUP, TableFile
+from feeds.tablereader import TableReader, readable
 
-TableT = TypeVar("TableT", bound=Table)
+logger = logging.getLogger(__name__)
 
 #: Rows at once where instruments are inferred: its many temporaries then fit into a cache (30 % faster).
 SCAN_ROWS: Final = 16_384
+#: While they are, this many rows are a line in the log: some seconds.
+REPORT_ROWS: Final = 20_000_000
 #: A silence is a stretch of tape longer than this in which nothing was received.
 SILENCE_NS: Final = 1_000_000_000
-
-
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Translate what pyarrow and the system raise about a file; the one border for their exceptions."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise RecordingError(f"{path}: there is no such file") from None
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        why = str(error).partition("\n")[0]
-        raise RecordingError(f"{path}: cannot be read as Parquet ({why}); truncated? Copy it again") from error
-
-
-def _record_batches(path: Path, columns: list[str] | None = None, rows: int = ROW_GROUP) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a file in its order, at most ``rows`` at a time."""
-    options = {"read_dictionary": ["symbol"], "page_checksum_verification": True, "pre_buffer": False}
-    with _readable(path), pq.ParquetFile(path, **options) as file:
-        batches = file.iter_batches(rows, columns=columns)
-        while (batch := next(batches, None)) is not None:
-            yield batch
-
-
-class _File(msgspec.Struct, frozen=True, kw_only=True):
-    """One table's file, as far as its footer and its ends tell."""
-
-    kind: str
-    path: Path
-    rows: int
-    start_ns: int
-    end_ns: int
-
-
-def _open_file(kind: str, path: Path) -> _File:
-    with _readable(path), pq.ParquetFile(path) as file:
-        layout.check_schema(path, file.schema_arrow, layout.SCHEMAS[kind])
-        filled = [i for i in range(file.num_row_groups) if file.metadata.row_group(i).num_rows]
-        first, last = (_ends(file, i) for i in (filled[0], filled[-1])) if filled else ((0, 0), (0, 0))
-        return _File(kind=kind, path=path, rows=file.metadata.num_rows, start_ns=first[0], end_ns=last[1])
-
-
-def _ends(file: pq.ParquetFile, row_group: int) -> tuple[int, int]:
-    """Return the first and last ``ts_recv`` of a row group that has rows."""
-    times = file.read_row_group(row_group, columns=["ts_recv"]).column(0).cast(pa.int64())
-    return times[0].as_py() or 0, times[-1].as_py() or 0  # a null is refused when its row is read
 
 
 class Recording:
@@ -89,7 +49,7 @@ class Recording:
         end_ns: Last ``ts_recv`` of any table, ns UTC.
     """
 
-    def __init__(self, name: str, instruments: Instruments, files: Iterable[_File]) -> None:
+    def __init__(self, name: str, instruments: Instruments, files: Iterable[TableReader]) -> None:
         self.name = name
         self.instruments = instruments
         self._files = {file.kind: file for file in files}
@@ -97,37 +57,53 @@ class Recording:
         filled = [file for file in self._files.values() if file.rows]
         self.start_ns = min(file.start_ns for file in filled)
         self.end_ns = max(file.end_ns for file in filled)
+        self._restorer = Restorer(self._files.get("book"), self._files.get("quotes"), instruments)
+
+    def venue(self) -> str:
+        """Return what the first row of a file says; empty if it says nothing."""
+        file = next(file for file in self._files.values() if file.rows)
+        return file.first_venue()
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """Itself: a tape of one source."""
+        return (self,)
 
     @property
     def rows(self) -> int:
         """Rows in all tables together."""
         return sum(self.tables.values())
 
-    def trades(self) -> Iterator[Trades]:
+    def trades(self, from_ns: int | None = None) -> Iterator[Trades]:
         """Yield the trades in tape order, at most a row group at a time; nothing if there is no such table.
+
+        Args:
+            from_ns: Leave out, without reading them, those received before this instant (ns UTC).
 
         Raises:
             RecordingError: While iterating, at the first row that is not fit for the bus.
         """
-        return self._stream("trades", Trades)
+        return self._stream("trades", from_ns)
 
-    def quotes(self) -> Iterator[Quotes]:
+    def quotes(self, from_ns: int | None = None) -> Iterator[Quotes]:
         """Yield the quotes, as :meth:`trades` does."""
-        return self._stream("quotes", Quotes)
+        return self._stream("quotes", from_ns)
 
-    def levels(self) -> Iterator[Levels]:
+    def levels(self, from_ns: int | None = None) -> Iterator[Levels]:
         """Yield the rows of the book, as :meth:`trades` does."""
-        return self._stream("book", Levels)
+        return self._stream("book", from_ns)
 
-    def _stream(self, kind: str, table: type[TableT]) -> Iterator[TableT]:
-        if kind not in self._files:
-            return
-        path = self._files[kind].path
-        decoder = layout.Decoder(kind, path, self.instruments)
-        with _readable(path):  # damaged text shows when it is decoded
-            for batch in _record_batches(path, layout.needed(kind)):
-                if batch.num_rows:
-                    yield cast(TableT, decoder.decode(batch))
+    def _stream(self, kind: str, from_ns: int | None) -> Iterator[Any]:
+        file = self._files.get(kind)
+        return iter(()) if file is None else file.tables(self.instruments, from_ns)
+
+    def state_before(self, ts_ns: int) -> Batch:
+        """Return the market as all rows received before an instant (ns UTC) left it, see :mod:`feeds.restore`.
+
+        Raises:
+            RecordingError: A row on which it rests is not fit for the bus.
+        """
+        return self._restorer.state_before(ts_ns)
 
 
 def path_of(folder: Path, name: str, part: str) -> Path:
@@ -172,18 +148,18 @@ def open_recording(path: str | os.PathLike[str]) -> Recording:
     """Return the recording at a prefix, at one of its files, or in a folder that holds just one.
 
     Reads footers and the ends of each file, and, where no instruments file says them, all prices and quantities
-    to learn the precision of each symbol.
+    to learn the precision of each symbol; of a long recording that is remembered (:mod:`feeds.remembered`).
 
     Raises:
         RecordingError: It is missing, ambiguous, unreadable, empty or not in the layout.
     """
     folder, name = _locate(Path(path))
     paths = {kind: path_of(folder, name, kind) for kind in layout.TABLES}
-    files = [_open_file(kind, file) for kind, file in paths.items() if file.exists()]
+    files = [TableReader(kind, file) for kind, file in paths.items() if file.exists()]
     if not any(file.rows for file in files):
         raise RecordingError(f"{folder / name}: the recording holds no rows; record it again")
     manifest = path_of(folder, name, "instruments")
-    instruments = read_instruments(manifest) if manifest.exists() else _infer(files)
+    instruments = read_instruments(manifest) if manifest.exists() else _learned(name, files)
     return Recording(name, instruments, files)
 
 
@@ -193,7 +169,7 @@ def read_instruments(path: Path) -> Instruments:
     Raises:
         RecordingError: It is unreadable, not in the layout, or holds a null.
     """
-    with _readable(path):
+    with readable(path):
         table = pq.ParquetFile(path).read()
     layout.check_schema(path, table.schema, layout.INSTRUMENTS_SCHEMA)
     if any(table.column(name).null_count for name in layout.INSTRUMENTS_SCHEMA.names):
@@ -201,15 +177,33 @@ def read_instruments(path: Path) -> Instruments:
     return layout.instruments_from_table(table)
 
 
-def _infer(files: list[_File]) -> Instruments:
+def _learned(name: str, files: list[TableReader]) -> Instruments:
+    """Return the instruments of a recording that does not name them; of a long one they are remembered."""
+    long = sum(file.rows for file in files) >= LONG_ROWS
+    paths = [file.path for file in files]
+    instruments = recall(paths) if long else None
+    if instruments is None:
+        if long:
+            logger.info("recording %s names no instruments; learning them from all rows, this first time", name)
+        instruments = _infer(files)
+        if long:
+            remember(paths, instruments)
+    return instruments
+
+
+def _infer(files: list[TableReader]) -> Instruments:
     inference = layout.Inference()
+    done, total = 0, sum(file.rows for file in files)
     for file in files:
         values = [*layout.PRICES[file.kind], *layout.QUANTITIES[file.kind]]
         row = 0
-        with _readable(file.path):
-            for batch in _record_batches(file.path, ["venue", "symbol", *values], SCAN_ROWS):
+        with readable(file.path):
+            for batch in file.record_batches(["venue", "symbol", *values], rows=SCAN_ROWS):
                 inference.update(file.kind, file.path, row, batch)
                 row += batch.num_rows
+                if (done + row) // REPORT_ROWS > (done + row - batch.num_rows) // REPORT_ROWS:
+                    logger.info("learned from %d of %d rows", done + row, total)
+        done += row
     return inference.instruments()
 
 
@@ -368,21 +362,21 @@ def describe(recording: Recording) -> RecordingInfo:
     )
 
 
-def _columns_with_values(path: Path) -> tuple[str, ...]:
+def _columns_with_values(file: TableReader) -> tuple[str, ...]:
     # Read, not looked up: asking pyarrow for the statistics of a damaged footer ends the process.
     filled: dict[str, bool] = {}
-    for batch in _record_batches(path):
+    for batch in file.record_batches():
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             filled[name] = filled.get(name, False) or column.null_count < batch.num_rows
     return tuple(name for name in filled if filled[name])
 
 
-def _table_info(recording: Recording, file: _File, survey: _Survey) -> TableInfo:
+def _table_info(recording: Recording, file: TableReader, survey: _Survey) -> TableInfo:
     counts = zip(recording.instruments, survey.by_instrument.tolist(), strict=True)
     return TableInfo(
         table=file.kind,
         rows=file.rows,
-        columns=_columns_with_values(file.path),
+        columns=_columns_with_values(file),
         rows_by_symbol={instrument.symbol: n for instrument, n in counts if n},
         start_ns=file.start_ns,
         end_ns=file.end_ns,

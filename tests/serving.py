@@ -30,11 +30,15 @@ from ticker.bus import Bus
 from ticker.guard import GuardOptions
 from ticker.head import TrustOptions
 from ticker.history import HistoryOptions
+from ticker.library import Library
 from ticker.market import Market
+from ticker.remote import PATH, Remote
+from ticker.replays import Replays, ReplaysOptions
 from ticker.server import Server, ServerOptions
 from ticker.session import SessionOptions
 from ticker.transport import Transport, open_listener
 from ticker.web import Web
+from ticker.wire import NATIVE
 
 # RFC 6455: the opcodes, and its own examples of a key with its answer and of a mask.
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
@@ -389,10 +393,10 @@ class House:
         self.peers.append(peer)
         return peer
 
-    async def visit(self) -> Peer:
+    async def visit(self, *, native: bool = False) -> Peer:
         """Return a peer whose WebSocket is open and greeted."""
         peer = self.dial()
-        await peer.shake_hands()
+        await peer.shake_hands(request_head(extra=[f"Sec-WebSocket-Protocol: {NATIVE}"]) if native else None)
         assert (await peer.message())["channel"] == "status"
         return peer
 
@@ -427,27 +431,34 @@ async def open_house(
     session: SessionOptions | None = None,
     guard: GuardOptions | None = None,
     trust: TrustOptions | None = None,
+    replays: ReplaysOptions | None = None,
 ) -> AsyncIterator[House]:
     """Serve a market until the block ends; peers that are still connected then are closed.
 
     Args:
         feed: What happens in it.
         tcp: Whether it listens on a loopback port too.
-        server, session, guard, trust: Options; the default session sends every ticker event at once.
+        server, session, guard, trust, replays: Options; the default session sends every ticker event at once.
     """
     feed = feed or ScriptedFeed()
     market = market_of(feed, HistoryOptions())
     await market.gateway.recover()
+    chosen, remote = replays or ReplaysOptions(), Remote(market)
+    desk = Replays(Library(chosen.directory), chosen, HistoryOptions())
     host = Server(
-        market, Web({"/healthz": lambda _: (200, "application/json", b'{"status": "ok"}\n')}),
+        market,
+        Web(
+            {"/healthz": lambda _: (200, "application/json", b'{"status": "ok"}\n'), PATH: remote.state},
+            {PATH: remote.control},
+        ),
         server or ServerOptions(),
         session=session or SessionOptions(ticker_interval_ms=0), guard=guard or GuardOptions(),
-        trust=trust or TrustOptions(),
+        trust=trust or TrustOptions(), replays=desk,
     )  # fmt: skip
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(Supervisor(feed).run, Bus(market.happened, market.marked))
-        for task in (market.broadcaster.run, market.gateway.run, host.heartbeats):
+        for task in (market.broadcaster.run, market.gateway.run, desk.run, host.heartbeats):
             nursery.start_soon(task)
         port = None
         if tcp:

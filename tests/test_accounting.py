@@ -87,7 +87,7 @@ class Reader:
         self.told = 0
         self.lags: list[Lag] = []
         self.subscriber = Subscriber(self.outbox, self._cut_off, lambda _, lag: self.lags.append(lag))
-        self.outbox.on_writable = lambda: market.broadcaster.writable(self.subscriber)
+        self.outbox.on_writable.append(lambda: market.broadcaster.writable(self.subscriber))
         self.streams: dict[tuple[str, int], Stream] = defaultdict(Stream)
         self.began: dict[tuple[str, int], dict[str, int]] = {}
 

@@ -37,7 +37,7 @@ class Reader:
         self.cut_off: list[str] = []
         self.lags: list[Lag] = []
         self.subscriber = Subscriber(self.outbox, self.cut_off.append, lambda _, lag: self.lags.append(lag))
-        self.outbox.on_writable = lambda: market.broadcaster.writable(self.subscriber)
+        self.outbox.on_writable.append(lambda: market.broadcaster.writable(self.subscriber))
         self.tickers: dict[str, Any] = {}
         self.trades: dict[str, list[int]] = defaultdict(list)
         self.books: dict[str, tuple[dict[float, float], dict[float, float]]] = {}

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feeds.clock import NS, ReplayClock, wall_ns
+from feeds.clock import KEEP, NS, SKIP, GapPolicy, ReplayClock, cap, parse_gap, wall_ns
+from feeds.errors import OptionError
 
 TAPE = 1_723_161_254_024_619_568  # a real ts_recv: nanoseconds that a float does not hold
 
@@ -85,3 +86,17 @@ def test_from_infinite_speed_the_tape_goes_on_from_the_anchor():
 
 def test_wall_time_is_in_nanoseconds_of_this_century():
     assert 1_700_000_000 * NS < wall_ns() < 4_000_000_000 * NS
+
+
+@pytest.mark.parametrize(
+    ("text", "gap"),
+    [("keep", KEEP), ("skip", SKIP), ("cap:2", GapPolicy(2 * NS, 2 * NS)), ("CAP:0.5", cap(0.5))],
+)
+def test_gap_policies(text, gap):
+    assert parse_gap(text) == gap
+
+
+@pytest.mark.parametrize("text", ["", "cap", "cap:", "cap:0", "cap:-1", "cap:nan", "cap:inf", "cap:x", "skip:1", "no"])
+def test_wrong_gap_policies(text):
+    with pytest.raises(OptionError, match=rf"gap '{text}' is not 'keep', 'skip' or 'cap:SECONDS'"):
+        parse_gap(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ticker import config
-from ticker.cli import main
+from ticker.cli import _flags, build_parser, main
 from ticker.errors import ConfigError
 
 
@@ -31,9 +31,10 @@ def test_flags_go_before_the_file_and_the_file_before_the_defaults(tmp_path):
         ('[server]\nport = "1"', r"\[server\] port: Expected `int`, got `str`"),
         ("[server]\nport = 70000", r"\[server\] port: Expected `int` <= 65535"),
         ("[session]\nticker_interval_ms = -1", r"\[session\] ticker_interval_ms: Expected `int` >= 0"),
-        ('[replay]\npath = "x"\nspeed = 5000.0', r"\[replay\].*speed"),
+        ('[replay]\npath = "x"\nspeed = 50000.0', r"\[replay\].*speed"),
         ('[replay]\npath = "x"\ngap = "never"', r"\[replay\].*'keep', 'skip' or 'cap:SECONDS'"),
         ("[replay]\nspeed = 2.0", r"\[replay\].*path"),
+        ('[replay]\npath = "x"\nform = "noon"', r"\[replay\] has no key 'form'; it has path, .*, from, to"),
         ('[replay]\npath = "x"\n[relay]\nurl = "y"', r"a replay and a relay are two markets"),
         ('[record]\npath = "x"\nflush_s = 0.0', r"\[record\] flush_s: Expected `float` >= 0.01"),
         ("port = ", r"market.toml is not valid TOML"),
@@ -42,6 +43,17 @@ def test_flags_go_before_the_file_and_the_file_before_the_defaults(tmp_path):
 def test_a_mistake_names_the_key_and_what_it_may_be(tmp_path, text, says):
     with pytest.raises(ConfigError, match=says):
         config.load(written(tmp_path, text), {})
+
+
+def test_a_replay_of_several_recordings_is_configured_as_it_is_commanded(tmp_path):
+    text = (
+        '[replay]\npath = ["a", "b"]\noffset = { b = "+5ms" }\nfrom = "+1s"\nto = "2024-08-09"\nstart_paused = true\n'
+    )
+    replay = config.load(written(tmp_path, text), {}).replay
+    arguments = ["serve", "--replay", "a", "--replay", "b", "--offset", "b=+5ms", "--from", "+1s", "--to", "2024-08-09"]
+    flags = _flags(build_parser().parse_args([*arguments, "--start-paused"]))
+    assert config.load(None, flags).replay == replay
+    assert (replay.path, replay.offset, replay.from_) == (("a", "b"), {"b": "+5ms"}, "+1s")
 
 
 def test_a_missing_file_is_named():
@@ -61,7 +73,12 @@ def test_other_machines_are_let_in_only_on_purpose():
         (["serve", "--replay", "nowhere/day1"], "nowhere/day1"),
         (["serve", "--replay", "x", "--rate", "5"], "--rate is for the simulated market"),
         (["serve", "--speed", "5"], "--speed is for a replay"),
+        (["serve", "--start-paused"], "--start-paused is for a replay"),
         (["serve", "--replay", "x", "--speed", "fast"], "fast"),
+        (["serve", "--replay", "x", "--offset", "5ms"], "--offset 5ms is not NAME=+250ms"),
+        (["serve", "--replay", "x", "--offset", "x=far"], "'far' is not a duration"),
+        (["serve", "--replay", "x", "--from", "noon"], "'noon' is not an instant"),
+        (["serve", "--replay", "x", "--replay", "nowhere/y"], "no recording"),
         (["serve", "--symbols", "nonsense"], "nonsense"),
         (["serve", "--model", "magic"], "gbm"),
         (["serve", "--host", "192.0.2.1"], "--insecure"),

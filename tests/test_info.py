@@ -6,12 +6,15 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
 from feeds.instruments import Instrument, Instruments
-from feeds.records import BUY, GAP, LAST, MISSING, SNAPSHOT, Batch, Quotes, Trades
-from feeds.store import write_recording
+from feeds.records import BUY, GAP, LAST, MISSING, SNAPSHOT, Batch, Quotes, StreamDigest, Trades
+from feeds.replay import ReplayFeed
+from feeds.store import open_recording, write_recording
 from ticker.cli import main
 from ticker.info import SHOWN_SYMBOLS, duration, print_info, utc
 
@@ -187,6 +190,19 @@ def one_line_of_trouble(capsys, path):
     assert told.err.count("\n") == 1
     assert "Traceback" not in told.err
     return told.err
+
+
+def test_the_digest_is_that_of_a_replay_and_of_nothing_else(made, capsys):
+    digest = StreamDigest()
+    for batch in ReplayFeed(open_recording(made)).slices(rows=1):
+        digest.update(batch)
+    assert main(["info", "--digest", str(made)]) == 0
+    assert capsys.readouterr().out == f"{digest.hexdigest()}\n"
+    path = made.with_name("made.trades.parquet")
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.schema.get_field_index("qty"), "qty", pc.add(table["qty"], 1.0)), path)
+    assert main(["info", "--digest", str(made)]) == 0
+    assert capsys.readouterr().out != f"{digest.hexdigest()}\n"
 
 
 def test_a_missing_path_is_one_line(tmp_path, capsys):

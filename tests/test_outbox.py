@@ -185,7 +185,7 @@ async def test_room_is_asked_for_where_a_buffer_did_not_fit() -> None:
 async def test_whoever_was_refused_is_called_once_when_the_wire_has_caught_up() -> None:
     wire, calls = FakeWire(3), []
     outbox = Outbox(wire)
-    outbox.on_writable = lambda: calls.append((wire.written, outbox.behind))
+    outbox.on_writable.append(lambda: calls.append((wire.written, outbox.behind)))
     async with running(outbox):
         outbox.offer(b"abcdef")
         outbox.offer(b"x")
@@ -204,7 +204,7 @@ async def test_offers_made_from_the_call_count_again() -> None:
         while rest and outbox.offer(rest[0]):
             rest.pop(0)
 
-    outbox.on_writable = tell
+    outbox.on_writable.append(tell)
     tell()
     async with running(outbox):
         while rest or outbox.behind:
@@ -251,6 +251,8 @@ async def test_an_offer_of_any_size_is_no_overflow() -> None:
     outbox = Outbox(wire, max_backlog_bytes=100)
     assert outbox.offer(bytes(5000)) is True
     assert not outbox.failed.is_set()
+    outbox.push(bytes(100))  # a reply behind a large message is none either
+    assert not outbox.failed.is_set()
     outbox.push(b"x")  # and now too much waits
     assert outbox.failed.is_set()
 
@@ -258,7 +260,7 @@ async def test_an_offer_of_any_size_is_no_overflow() -> None:
 async def test_after_the_seal_nothing_is_taken_and_what_was_queued_goes_out() -> None:
     wire, calls = FakeWire(2), []
     outbox = Outbox(wire)
-    outbox.on_writable = lambda: calls.append(1)
+    outbox.on_writable.append(lambda: calls.append(1))
     outbox.push(b"last words")
     outbox.seal()
     outbox.push(b"late")
@@ -326,7 +328,7 @@ class Story:
     def __init__(self, most: Callable[[], int]) -> None:
         self.wire = FakeWire(0, most)
         self.outbox = Outbox(self.wire)
-        self.outbox.on_writable = self._writable
+        self.outbox.on_writable.append(self._writable)
         self.expected = b""
         self.frames: list[Frame] = []
         self.calls = 0
@@ -452,7 +454,7 @@ async def test_10_000_frames_over_a_real_socket_arrive_whole_and_in_order() -> N
 async def test_a_broadcast_that_goes_past_the_queue_keeps_the_order() -> None:
     wire, turns = FakeWire(4), []
     outbox = Outbox(wire)
-    outbox.on_turn = lambda: turns.append(outbox.behind)
+    outbox.on_turn.append(lambda: turns.append(outbox.behind))
     assert outbox.send(b"abcdef") == 4
     outbox.keep(b"abcdef", 4)
     with pytest.raises(BlockingIOError):
@@ -467,7 +469,7 @@ async def test_a_broadcast_that_goes_past_the_queue_keeps_the_order() -> None:
 async def test_a_refused_broadcast_waits_for_room_and_a_broken_one_ends_the_connection() -> None:
     wire, calls = FakeWire(0), []
     outbox = Outbox(wire)
-    outbox.on_writable = lambda: calls.append("writable")
+    outbox.on_writable.append(lambda: calls.append("writable"))
     outbox.refused(BlockingIOError())
     async with running(outbox):
         assert calls == []

@@ -9,23 +9,11 @@ import numpy as np
 import pytest
 import trio
 
-from feeds.clock import NS
+from feeds.clock import KEEP, NS, SKIP, cap
 from feeds.errors import OptionError, RecordingError
 from feeds.instruments import Instrument, Instruments
 from feeds.records import LAST, SNAPSHOT, Batch, Levels, Marker, Quotes, StreamDigest, Trades
-from feeds.replay import (
-    KEEP,
-    SKIP,
-    GapPolicy,
-    LatenessHistogram,
-    Merge,
-    ReplayFeed,
-    ReplayOptions,
-    cap,
-    parse_gap,
-    parse_speed,
-    whole_instants,
-)
+from feeds.replay import ReplayFeed, ReplayOptions
 from feeds.store import open_recording, write_recording
 
 RECORDINGS = Path(__file__).parents[2] / "shared" / "data" / "recordings"
@@ -103,65 +91,6 @@ def digest(events):
 # --- the merge
 
 
-def test_chunks_are_cut_between_instants():
-    chunks = [rows_at(Trades, ts, range(len(ts))) for ts in ([1, 2, 2], [2], [], [2, 3], [3, 4])]
-    assert [c.ts_recv.tolist() for c in whole_instants(chunks)] == [[1], [2, 2, 2, 2], [3, 3], [4]]
-
-
-def test_no_chunks_no_instants():
-    assert list(whole_instants([])) == []
-    assert list(whole_instants([Trades.empty()])) == []
-
-
-def loaded(trades=(), quotes=(), levels=()):
-    merge = Merge()
-    for source, table, ts in (
-        (merge.trades, Trades, trades),
-        (merge.quotes, Quotes, quotes),
-        (merge.levels, Levels, levels),
-    ):
-        assert source.hungry
-        source.load(rows_at(table, ts, range(len(ts))) if ts else None)
-    return merge
-
-
-def parts(batch):
-    return tuple(table.ts_recv.tolist() for table in (batch.trades, batch.quotes, batch.levels))
-
-
-def test_merge_takes_what_is_due_from_every_table():
-    merge = loaded(trades=[1, 5], quotes=[2, 5], levels=[3, 5, 9])
-    assert merge.next_ns() == 1
-    batch = merge.take(4)
-    assert parts(batch) == ([1], [2], [3])
-    assert batch.ts == 3  # not 4: the same whenever it is asked
-    assert merge.next_ns() == 5
-
-
-def test_merge_stops_where_a_table_must_be_loaded_first():
-    merge = loaded(trades=[1, 5], quotes=[2, 3, 8, 9])
-    assert parts(merge.take(100)) == ([1, 5], [2, 3], [])
-    assert merge.trades.hungry
-    assert not merge.quotes.hungry
-    merge.trades.load(rows_at(Trades, [6], [2]))
-    assert parts(merge.take(100)) == ([6], [], [])
-    merge.trades.load(None)
-    assert parts(merge.take(100)) == ([], [8, 9], [])
-    merge.quotes.load(None)
-    assert merge.next_ns() is None
-
-
-@pytest.mark.parametrize(("rows", "instant"), [(1, 1), (2, 2), (3, 5), (4, 5), (5, 5), (6, 9), (99, 9)])
-def test_instant_after_so_many_rows(rows, instant):
-    assert loaded(trades=[1, 5], quotes=[2, 5], levels=[5, 9]).after_rows(rows) == instant
-
-
-@pytest.mark.parametrize(("upto", "instant"), [(4, 4), (19, 19), (21, 10), (35, 10), (11, 11)])
-def test_instant_before_a_silence_is_found_across_tables(upto, instant):
-    # Silent from 10 to 21 only: at 12 to 30 one table is silent while another is not.
-    assert loaded(trades=[1, 10, 30], quotes=[2, 8, 21, 40]).before_silence(upto, 10) == instant
-
-
 def test_slices_hold_whole_instants_of_all_tables(tmp_path):
     feed = ReplayFeed(recorded(tmp_path, trades=[0, 1, 1, 2, 9], quotes=[1, 1, 3, 9], levels=[0, 3, 9]))
     assert [len(b) for b in feed.slices(rows=1)] == [2, 4, 1, 2, 3]
@@ -202,7 +131,7 @@ async def test_rows_come_when_they_are_due(tmp_path, autojump_clock, speed):
     feed = ReplayFeed(recorded(tmp_path, trades=[0, 1, 1, 4], quotes=[1, 2.5], levels=[60]), speed=speed)
     seen = batches(await played(feed))
     assert [at for at, _ in seen] == pytest.approx([t / speed for t in (0, 1, 2.5, 4, 60)], rel=1e-12)
-    assert [parts(b) for _, b in seen][1] == ([T0 + NS] * 2, [T0 + NS], [])
+    assert [(len(b.trades), len(b.quotes), len(b.levels)) for _, b in seen][1] == (2, 1, 0)
     assert [b.ts - T0 for _, b in seen] == [0, NS, 2_500_000_000, 4 * NS, 60 * NS]
 
 
@@ -385,6 +314,25 @@ async def test_content_of_a_whole_tape_is_the_same_merged_and_rushed(autojump_cl
     assert digest(rushed) == digest(ReplayFeed(recording).slices())
 
 
+async def test_a_seek_reads_from_there(tmp_path):
+    feed = ReplayFeed(recorded(tmp_path, trades=range(100), quotes=[10, 60]), speed=math.inf, start_paused=True)
+    send, receive = trio.open_memory_channel(math.inf)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(feed.run, send)
+        assert (await receive.receive()).kind == "epoch"
+        feed.playback.seek(T0 + 50 * NS)
+        assert (await receive.receive()).ts == T0 + 50 * NS
+        state = await receive.receive()
+        assert (state.quotes.ts_recv.tolist(), len(state)) == ([T0 + 50 * NS], 1)
+        feed.playback.resume()
+        rows = []
+        while isinstance(event := await receive.receive(), Batch):
+            rows += event.trades.ts_recv.tolist()
+    assert rows == [T0 + second * NS for second in range(50, 100)]
+    now = feed.statistics()
+    assert (now.state, now.epochs, now.passes, now.rows) == ("ended", 2, 1, 51)
+
+
 # --- what goes wrong
 
 
@@ -414,19 +362,23 @@ async def test_a_cancel_leaves_no_file_open(tmp_path, autojump_clock):
     closed = []
 
     class Watched:
-        name, instruments, start_ns, end_ns = "w", ONE, T0, T0 + NS
+        name, instruments, start_ns, end_ns = "w", ONE, T0, T0 + 1000 * NS
 
-        def trades(self):
+        def trades(self, from_ns):
             try:
                 for second in itertools.count():
                     yield rows_at(Trades, [T0 + second * NS], [second])
             finally:
                 closed.append("trades")
 
-        def quotes(self):
+        def quotes(self, from_ns):
             yield from ()
 
         levels = quotes
+
+        @property
+        def sources(self):
+            return (self,)
 
     send, receive = trio.open_memory_channel(0)
     async with trio.open_nursery() as nursery:
@@ -443,15 +395,19 @@ async def test_reading_runs_ahead_by_one_chunk_only(tmp_path, autojump_clock):
     class Counting:
         name, instruments, start_ns, end_ns = "c", ONE, T0, T0 + 100 * NS
 
-        def trades(self):
+        def trades(self, from_ns):
             for second in range(100):
                 read.append(second)
                 yield rows_at(Trades, [T0 + second * NS], [second])
 
-        def quotes(self):
+        def quotes(self, from_ns):
             yield from ()
 
         levels = quotes
+
+        @property
+        def sources(self):
+            return (self,)
 
     send, receive = trio.open_memory_channel(0)
     async with trio.open_nursery() as nursery:
@@ -466,33 +422,6 @@ async def test_reading_runs_ahead_by_one_chunk_only(tmp_path, autojump_clock):
 # --- options
 
 
-@pytest.mark.parametrize(
-    ("text", "speed"), [("1", 1.0), ("10x", 10.0), ("0.1", 0.1), ("1000", 1000.0), (" MAX ", math.inf)]
-)
-def test_speeds(text, speed):
-    assert parse_speed(text) == speed
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "0.09", "1001", "nan", "fast", "", "x"])
-def test_wrong_speeds(text):
-    with pytest.raises(OptionError, match=rf"speed '{text}' is not a number from 0.1 to 1000, or 'max'"):
-        parse_speed(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "gap"),
-    [("keep", KEEP), ("skip", SKIP), ("cap:2", GapPolicy(2 * NS, 2 * NS)), ("CAP:0.5", cap(0.5))],
-)
-def test_gap_policies(text, gap):
-    assert parse_gap(text) == gap
-
-
-@pytest.mark.parametrize("text", ["", "cap", "cap:", "cap:0", "cap:-1", "cap:nan", "cap:inf", "cap:x", "skip:1", "no"])
-def test_wrong_gap_policies(text):
-    with pytest.raises(OptionError, match=rf"gap '{text}' is not 'keep', 'skip' or 'cap:SECONDS'"):
-        parse_gap(text)
-
-
 def test_options_are_checked_where_they_are_read():
     assert msgspec.convert({"path": "x"}, ReplayOptions) == ReplayOptions(path="x", speed=1.0, loop=False, gap="keep")
     with pytest.raises(msgspec.ValidationError, match="speed 0"):
@@ -504,28 +433,5 @@ def test_options_are_checked_where_they_are_read():
 
 
 def test_the_feed_refuses_a_speed_out_of_range(tmp_path):
-    with pytest.raises(OptionError, match=r"speed 0\.01"):
-        ReplayFeed(recorded(tmp_path, trades=[0]), speed=0.01)
-
-
-# --- lateness
-
-
-def test_histogram_percentiles_are_at_most_an_eighth_too_high():
-    values = np.random.default_rng(1).lognormal(0.0, 2.0, 10_000)
-    histogram = LatenessHistogram()
-    for part in np.array_split(values, 7):
-        histogram.add(part)
-    for share in (0.5, 0.9, 0.99):
-        true = float(np.quantile(values, share, method="inverted_cdf"))
-        assert true <= histogram.percentile(share) <= true * 1.125
-    assert histogram.max_ms == values.max()
-
-
-def test_histogram_of_nothing_and_of_the_extremes():
-    histogram = LatenessHistogram()
-    assert histogram.percentile(0.5) == 0.0
-    histogram.add(np.array([0.0]))
-    assert histogram.percentile(0.5) == 0.0
-    histogram.add(np.array([1e9, 1e9]))
-    assert histogram.percentile(0.99) == 1e9
+    with pytest.raises(OptionError, match=r"speed 0\.001"):
+        ReplayFeed(recorded(tmp_path, trades=[0]), speed=0.001)

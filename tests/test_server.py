@@ -440,7 +440,7 @@ async def test_a_client_that_falls_behind_for_good_is_told_4008(autojump_clock: 
     async with open_house() as house:
         peer = await house.visit()
         (session,) = house.server.sessions.values()
-        session._data._subscriber.cut_off("more than a ring behind")
+        session._data._own._subscriber.cut_off("more than a ring behind")
         assert (await peer.rest())[-1] == Frame(CLOSE, (4008).to_bytes(2) + b"more than a ring behind")
         peer.leave()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -13,9 +14,13 @@ import trio
 import trio.testing
 
 from feeds.records import BUY, SELL
-from tests.scripted import BTC, ETH, START_NS, FakeWire, Tape, frames, open_market, open_outbox
+from feeds.store import write_recording
+from tests.scripted import BTC, ETH, INSTRUMENTS, START_NS, FakeWire, Tape, frames, open_market, open_outbox
 from ticker import __version__
+from ticker.history import HistoryOptions
+from ticker.library import Library
 from ticker.market import Market
+from ticker.replays import Replays, ReplaysOptions
 from ticker.session import Session, SessionOptions
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -24,10 +29,10 @@ GOLDEN = Path(__file__).parent / "golden"
 class Client:
     """A client that speaks to a session directly."""
 
-    def __init__(self, market: Market, *, native: bool = False, **options: Any) -> None:
+    def __init__(self, market: Market, *, native: bool = False, replays: Replays | None = None, **options: Any) -> None:
         self.wire: FakeWire
         self.wire, self.outbox = open_outbox()
-        self.session = Session(1, self.outbox, market, SessionOptions(**options), native=native)
+        self.session = Session(1, self.outbox, market, SessionOptions(**options), native=native, replays=replays)
 
     def ask(self, method: str, **params: Any) -> list[Any]:
         """Send a request and return what comes back at once."""
@@ -212,7 +217,7 @@ async def test_a_session_that_ends_leaves_nothing_behind(autojump_clock, market,
 
 
 async def test_the_slowest_are_told_why_they_are_cut_off(autojump_clock, market, client):
-    client.session._data._subscriber.cut_off("too far behind")
+    client.session._data._own._subscriber.cut_off("too far behind")
     client.session.end(1001, "later")
     assert client.session.close == (4008, "too far behind")
 
@@ -315,3 +320,52 @@ async def test_plain_clients_know_nothing_of_the_native_profile(autojump_clock, 
     assert reply["result"] == {"channel": "ticker", "symbol": "BTC/USD", "snapshot": True, "event_trigger": "trades"}
     for method in ("update_subscription", "resync", "list_subscriptions"):
         assert client.ask(method)[0]["error"] == f"Unknown method {method}"
+
+
+REPLAY_REQUESTS = [
+    '{"method":"replay_sources","req_id":1}',
+    '{"method":"replay_start","params":{"source":"day1","session":"desk1","symbol":"BTC/USD","speed":0,'
+    '"start_paused":true,"to":"2026-01-02T09:04:31.004Z"},"req_id":2}',
+    '{"method":"subscribe","params":{"channel":"ticker","symbol":["BTC/USD"],"interval_ms":0,"session":"desk1"},'
+    '"req_id":3}',
+    '{"method":"subscribe","params":{"channel":"trade","symbol":["BTC/USD"],"session":"desk1"},"req_id":4}',
+    '{"method":"subscribe","params":{"channel":"book","symbol":["BTC/USD"],"session":"desk1"},"req_id":5}',
+    '{"method":"subscribe","params":{"channel":"ohlc","symbol":["BTC/USD"],"session":"desk1"},"req_id":6}',
+    '{"method":"replay_control","params":{"session":"desk1","action":"step"},"req_id":7}',
+    '{"method":"replay_control","params":{"session":"desk1","action":"step","events":1},"req_id":8}',
+    '{"method":"replay_control","params":{"session":"desk1","action":"speed","speed":2.5},"req_id":9}',
+    '{"method":"replay_control","params":{"session":"desk1","action":"step","to":"2026-01-02T09:04:32Z"},"req_id":10}',
+    '{"method":"replay_control","params":{"session":"desk1","action":"seek","to":"2026-01-02T09:04:31.002Z"},'
+    '"req_id":11}',
+    '{"method":"list_subscriptions","req_id":12}',
+    '{"method":"unsubscribe","params":{"channel":"ohlc","symbol":["BTC/USD"],"session":"desk1"},"req_id":13}',
+    '{"method":"replay_control","params":{"session":"desk1","action":"stop"},"req_id":14}',
+    '{"method":"replay_control","params":{"session":"desk1","action":"resume"},"req_id":15}',
+    '{"method":"replay_start","params":{"source":"../day1"},"req_id":16}',
+]
+
+
+async def test_every_message_of_a_replay_is_as_the_golden_transcript_has_it(
+    autojump_clock, market, nursery, monkeypatch, tmp_path
+):
+    autojump_clock.autojump_threshold = 0.1  # recordings are read in a thread
+    monkeypatch.setattr("ticker.replays.LOOK_S", 1e6)  # rows of the clock come between others at any place
+    monkeypatch.setattr("ticker.replays.REPORT_S", 1e6)
+    epochs = itertools.count(1)
+    monkeypatch.setattr("ticker.history.secrets.token_hex", lambda _: f"e{next(epochs):07d}")
+    tape, lines = Tape(), []
+    rows = [tape.levels(BTC, (BUY, 1000, 5), (SELL, 1001, 7), snapshot=True)]
+    rows += [tape.trades((BTC, BUY, 1001, 1), (ETH, BUY, 5, 1)), tape.trades((BTC, SELL, 1000, 2))]
+    write_recording(tmp_path / "day1", INSTRUMENTS, rows)
+    options = ReplaysOptions(directory=str(tmp_path), digest_events=2)
+    replays = Replays(Library(options.directory), options, HistoryOptions())
+    nursery.start_soon(replays.run)
+    client = Client(market, native=True, replays=replays)
+    for number, request in enumerate(REPLAY_REQUESTS, 1):
+        lines.append("-> " + request)
+        client.session.receive(request)
+        while f'"req_id":{number}}}'.encode() not in client.wire.taken:
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        await trio.sleep(0.5)
+        lines.extend("<- " + payload for payload in client.wire.payloads())
+    compare("replay.txt", "\n".join(lines).replace(f'"version":"{__version__}"', '"version":"VERSION"') + "\n")

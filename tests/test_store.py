@@ -16,7 +16,8 @@ from feeds import layout
 from feeds.errors import RecordingError
 from feeds.instruments import MAX_UNITS, Instrument, Instruments
 from feeds.records import ADD, CANCEL, GAP, LAST, MISSING, MODIFY, SNAPSHOT, Batch, Levels, Quotes, Trades
-from feeds.store import ROW_GROUP, Silences, describe, open_recording, write_recording
+from feeds.store import Silences, describe, open_recording, write_recording
+from feeds.tablereader import ROW_GROUP
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 RECORDINGS = SHARED / "recordings"
@@ -257,16 +258,23 @@ def test_negative_prices_are_prices(tmp_path):
     assert read(tmp_path, "trades", 2, price=[-37.63, 0.01]).price.tolist() == [-3763, 1]
 
 
-def test_numeric_trade_ids_are_kept_and_others_counted_per_symbol(tmp_path):
+def test_numeric_trade_ids_are_kept_and_others_are_rows(tmp_path):
     columns = {"symbol": ["A", "B", "A", "A", "B"], "trade_id": ["77", "x-1", None, "9" * 19, "x-2"]}
-    assert read(tmp_path, "trades", 5, **columns).trade_id.tolist() == [77, 1, 2, 3, 2]
+    assert read(tmp_path, "trades", 5, **columns).trade_id.tolist() == [77, 2, 3, 4, 5]
 
 
 def test_trades_are_counted_on_from_one_row_group_to_the_next(tmp_path):
     pq.write_table(table_of("trades", 5, symbol=["A", "B", "A", "A", "B"]), tmp_path / "x.trades.parquet", 2)
     recording = open_recording(tmp_path)
-    assert [c.trade_id.tolist() for c in recording.trades()] in ([[1, 1], [2, 3], [2]], [[1, 1, 2, 3, 2]])
-    assert whole(recording, "trades").trade_id.tolist() == [1, 1, 2, 3, 2]
+    assert [c.trade_id.tolist() for c in recording.trades()] in ([[1, 2], [3, 4], [5]], [[1, 2, 3, 4, 5]])
+    assert [c.trade_id.tolist() for c in recording.trades(T0 + 3)] == [[4], [5]]
+
+
+def test_instants_shown_in_another_zone_are_the_same_instants(tmp_path):
+    table = table_of("trades", 2)
+    local = table["ts_recv"].cast(pa.timestamp("ns", tz="America/Chicago"))
+    pq.write_table(table.set_column(0, "ts_recv", local), tmp_path / "x.trades.parquet")
+    assert whole(open_recording(tmp_path), "trades").ts_recv.tolist() == [T0, T0 + 1]
 
 
 def test_a_cleared_book_has_neither_price_nor_size(tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ticker.errors import Code, RequestError
 from ticker.orders.params import AddOrderParams
-from ticker.wire import SubscribeParams, decode_request, params_of
+from ticker.wire import SubscribeParams, decode_request, instant_ns, params_of
 
 
 def refused(text: str) -> Code:
@@ -86,3 +86,24 @@ def test_any_text_is_read_or_refused(text):
         decode_request(text)
     except RequestError as error:
         assert len(error.text) <= 400  # noqa: PT017 - one of two outcomes
+
+
+@pytest.mark.parametrize(
+    ("value", "ns"),
+    [
+        ("2024-08-08T23:56:00.123456789Z", 1_723_161_360_123_456_789),
+        ("2024-08-09T01:56:00.000000001+02:00", 1_723_161_360_000_000_001),
+        (1_723_161_360_123_456_789, 1_723_161_360_123_456_789),
+        ("+1.5s", 1_500_000_007),
+    ],
+)
+def test_an_instant_is_read_to_the_nanosecond(value, ns):
+    assert instant_ns(value, "to", 7) == ns
+
+
+@pytest.mark.parametrize("value", ["", "now", "2024-02-30T00:00:00Z", "2300-01-01T00:00:00Z", "x" * 10_000])
+def test_what_is_no_instant_is_refused_by_its_name(value):
+    with pytest.raises(RequestError) as caught:
+        instant_ns(value, "to", 0)
+    assert (caught.value.code, caught.value.field) == (Code.BAD_TIME, "to")
+    assert len(caught.value.text) < 300

@@ -8,20 +8,20 @@ import resource
 import signal
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import trio
 
 from feeds.feed import Feed, Supervisor
 from feeds.recorder import Recorder
-from feeds.replay import ReplayFeed, ReplayOptions, parse_gap
+from feeds.replay import ReplayFeed, ReplayOptions, open_replay
 from feeds.simulate import SimulatedFeed
-from feeds.store import open_recording
 from feeds.tape import Tape
 from ticker.broadcast import Broadcaster
 from ticker.bus import Bus
 from ticker.config import Options
 from ticker.history import History
+from ticker.library import Library
 from ticker.listings import Listings
 from ticker.market import Market
 from ticker.metrics import Metrics
@@ -30,6 +30,8 @@ from ticker.orders.gateway import Gateway
 from ticker.orders.journal import MEMORY, Journal, default_path
 from ticker.orders.models import UniformLatency
 from ticker.relay import open_relay
+from ticker.remote import PATH, Remote
+from ticker.replays import SETTLE_S, Replays
 from ticker.server import Server
 from ticker.stats import Stats
 from ticker.transport import open_listener
@@ -40,8 +42,6 @@ logger = logging.getLogger(__name__)
 #: A stopping server waits this long for its clients; with forced closes after it, it is gone within 5 s.
 DRAIN_S: Final = 2.5
 RECONNECT_AFTER_MS: Final = 1000
-#: A tape waits for its first subscriber, and then this long for the rest of its subscriptions.
-SETTLE_S: Final = 0.5
 
 
 async def open_feed(options: Options, heard: trio.Event) -> Feed:
@@ -68,13 +68,7 @@ def _open_replay(options: ReplayOptions, heard: trio.Event) -> ReplayFeed:
         await heard.wait()
         await trio.sleep(SETTLE_S)
 
-    return ReplayFeed(
-        open_recording(options.path),
-        speed=options.speed,
-        loop=options.loop,
-        gap=parse_gap(options.gap),
-        wait_start=wait_start,
-    )
+    return open_replay(options, hold_end=True, wait_start=wait_start)
 
 
 def build_market(feed: Feed, heard: trio.Event, options: Options) -> Market:
@@ -94,7 +88,17 @@ def build_market(feed: Feed, heard: trio.Event, options: Options) -> Market:
         latency=UniformLatency(orders.latency) if orders.latency.delays else None,
         remembered=orders.remembered,
     )
-    return Market(feed.name, feed.mode, history, listings, broadcaster, gateway)
+    return Market(
+        name=feed.name,
+        mode=feed.mode,
+        history=history,
+        listings=listings,
+        broadcaster=broadcaster,
+        heard=heard,
+        playback=feed.playback if isinstance(feed, ReplayFeed) else None,
+        gateway=gateway,
+        origin=_origin(options, feed),
+    )
 
 
 def _journal_path(feed: Feed, options: Options) -> str:
@@ -103,6 +107,13 @@ def _journal_path(feed: Feed, options: Options) -> str:
     if not options.server.port:  # a server for the moment: nobody knows its address beforehand
         return MEMORY
     return str(default_path().with_name(f"{feed.name}-{options.server.port}.journal"))
+
+
+def _origin(options: Options, feed: Feed) -> dict[str, Any]:
+    """Return what ``status`` says about how to have the same market again."""
+    if isinstance(feed, SimulatedFeed):
+        return {"model": options.simulation.model, "seed": options.simulation.seed}
+    return {"source": feed.name} if isinstance(feed, ReplayFeed) else {}
 
 
 async def serve(options: Options, announce: Callable[[str], None]) -> None:
@@ -131,15 +142,23 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
         announce: Called with one line once connections are accepted.
     """
     market, supervisor = build_market(feed, heard, options), Supervisor(feed)
+    replays = Replays(Library(options.replays.directory), options.replays, options.history)
+    remote = Remote(market)
     pages: dict[str, PageMaker] = {}
     server = Server(
-        market, Web(pages), options.server, session=options.session, guard=options.guard, trust=options.trust
+        market,
+        Web(pages, {PATH: remote.control}),
+        options.server,
+        session=options.session,
+        guard=options.guard,
+        trust=options.trust,
+        replays=replays,
     )
     recorder = None if options.record is None else Recorder(feed, options.record)
     metrics = Metrics(market, server, supervisor, recorder)
     stats = Stats(market, server, supervisor, metrics.loop_lag)
     pages |= {"/healthz": stats.health, "/api/stats": stats.stats, "/metrics": metrics.page}
-    pages |= {"/metrics/per-subscriber": metrics.subscribers_page}
+    pages |= {"/metrics/per-subscriber": metrics.subscribers_page, PATH: remote.state}
     _allow_many_files()
     listener = open_listener(options.server.host, options.server.port)
     await market.gateway.recover()
@@ -155,6 +174,7 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
                 tasks.start_soon(_feed, supervisor, bus)
                 tasks.start_soon(market.broadcaster.run)
                 tasks.start_soon(market.gateway.run)
+                tasks.start_soon(replays.run)
                 tasks.start_soon(server.heartbeats)
                 tasks.start_soon(metrics.run)
                 tasks.start_soon(

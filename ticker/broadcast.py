@@ -22,7 +22,16 @@ from feeds.book import BookEvent
 from feeds.records import Batch, Marker
 from ticker.history import History
 from ticker.listings import Listings
-from ticker.subscriber import Channel, Group, Lag, Subscriber, Subscription, Totals
+from ticker.subscriber import (
+    BroadcastStatistics,
+    Channel,
+    ChannelStatistics,
+    Group,
+    Lag,
+    Subscriber,
+    Subscription,
+    Totals,
+)
 from ticker.timing import Timing
 from ticker.topics import KINDS, open_topic
 from ticker.topics.topic import NOTHING, Flush, LostError, Mark, Marks, OnSlow, TopicKey
@@ -55,57 +64,6 @@ class Standing(msgspec.Struct, frozen=True):
     behind: int
 
 
-class ChannelStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of the events of a channel, over all its subscribers so far.
-
-    Attributes:
-        subscriptions: Subscriptions now.
-        groups: Groups of subscriptions that are sent the same bytes now.
-        behind: Subscriptions whose socket takes nothing now.
-        lag_s: How long the longest of them has been so, in seconds.
-        published: Source events that subscribers were taken past; delivered + conflated + dropped.
-        delivered: Those sent as rows.
-        conflated: Those that a later state stood for.
-        dropped: Those that were lost.
-    """
-
-    subscriptions: int
-    groups: int
-    behind: int
-    lag_s: float
-    published: int
-    delivered: int
-    conflated: int
-    dropped: int
-
-
-class BroadcastStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """What the broadcaster has done so far.
-
-    Attributes:
-        batches: Batches taken in.
-        events: Rows in them.
-        sweeps: Flushes of a topic to its subscribers.
-        buffers: Buffers offered to subscribers in sweeps.
-        fallen_behind: How often the socket of a subscriber took nothing.
-        cut_off: Subscribers that fell further behind than a lossless channel can hold.
-        channels: By name.
-    """
-
-    batches: int
-    events: int
-    sweeps: int
-    buffers: int
-    fallen_behind: int
-    cut_off: int
-    channels: dict[str, ChannelStatistics]
-
-    @property
-    def subscriptions(self) -> int:
-        """Subscriptions now."""
-        return sum(channel.subscriptions for channel in self.channels.values())
-
-
 class Broadcaster:
     """Tells subscribers what happens in a market.
 
@@ -133,6 +91,8 @@ class Broadcaster:
         self._behind: dict[Subscription, None] = {}  # the longest first
         self._counts = dict.fromkeys(("batches", "events", "sweeps", "buffers", "fallen_behind", "cut_off"), 0)
         self._heard = heard
+        self._owed: dict[Subscription, None] = {}  # the lossless ones
+        self._waiting = trio.lowlevel.ParkingLot()  # for these to have been told
         self._lingering: dict[tuple[Channel, int], float] = {}  # until when, the first to go first
 
     # What happens in the market
@@ -142,8 +102,9 @@ class Broadcaster:
         self._counts["batches"] += 1
         self._counts["events"] += len(batch)
         pieces = batch.by_event() if self._every_ticker_event() else (batch,)
+        on_book = self._book_changed if any(key.channel == "book" for key in self._channels) else None
         for piece in pieces:
-            self._history.apply(piece, self._book_changed)
+            self._history.apply(piece, on_book)
             for channel in self._channels.values():
                 channel.topic.applied(piece)
         now = self.published_at = trio.current_time()
@@ -157,13 +118,13 @@ class Broadcaster:
     async def mark(self, marker: Marker) -> None:
         """Take in a marker. Before a new epoch begins, everybody is told the end of the last one."""
         if marker.kind == "epoch":
-            await self._settle()
+            await self.settle()
         self._history.mark(marker)
         if marker.kind == "epoch":
             for channel in self._channels.values():
                 channel.topic.reset()
 
-    async def _settle(self) -> None:
+    async def settle(self) -> None:
         """Wait until everything that has happened was told to all who can be written to, whatever their intervals."""
         self._hurry = True
         while any(channel.topic.dirty or channel.flush is not None for channel in self._channels.values()):
@@ -171,6 +132,20 @@ class Broadcaster:
             self._published = trio.Event()
             await self._idle.wait()
         self._hurry = False
+
+    async def wait_told(self) -> None:
+        """Wait until every lossless subscriber has been told everything, and its socket has taken it.
+
+        Who reads slowly is waited for; who leaves is not.
+        """
+        while any(self._owes(subscription) for subscription in self._owed):
+            await self._waiting.park()
+
+    def _owes(self, subscription: Subscription) -> bool:
+        channel, outbox = self._channels[subscription.key], subscription.subscriber.outbox
+        if outbox.sealed:
+            return False
+        return channel.topic.dirty or channel.flush is not None or subscription.group is None or outbox.behind
 
     def _every_ticker_event(self) -> bool:
         return any(key.channel in ("ticker", "ohlc") and key.mode != "merge" for key in self._channels)
@@ -207,6 +182,8 @@ class Broadcaster:
             subscription = Subscription(subscriber, number, key, on_slow, totals)
             subscriber.subscriptions[subscription.id] = subscription
             channel.subscriptions += 1
+            if subscription.lossless:
+                self._owed[subscription] = None
         else:
             subscription = subscriber.subscriptions[into]
             self._leave(channel, subscription)
@@ -275,6 +252,8 @@ class Broadcaster:
         else:
             del subscription.subscriber.subscriptions[subscription.id]
             self._behind.pop(subscription, None)
+            self._owed.pop(subscription, None)
+            self._waiting.unpark_all()
             self._drop(channel, subscription, removed)
 
     def _drop(self, channel: Channel, subscription: Subscription, listings: frozenset[int]) -> None:
@@ -322,6 +301,7 @@ class Broadcaster:
             channel = self._channels[subscription.key]
             if subscription.group is None and subscription not in channel.waiting:
                 self._bring_in_step(channel, subscription)
+        self._waiting.unpark_all()
 
     def position(self, subscription: Subscription) -> int:
         """Return the sum of the positions up to which a subscription knows its listings."""
@@ -438,6 +418,7 @@ class Broadcaster:
         waiting, channel.waiting = channel.waiting, {}
         for subscription in waiting:
             self._bring_in_step(channel, subscription)
+        self._waiting.unpark_all()
         self._counts["sweeps"] += 1
         done = trio.current_time()
         self.lateness.observe(done - was_due)

@@ -47,3 +47,31 @@ class Bus(trio.abc.SendChannel[Event]):
     async def aclose(self) -> None:
         """End; there is nothing to give back."""
         await trio.lowlevel.checkpoint()
+
+
+class PatientBus(Bus):
+    """A bus whose feed waits for those who must not lose anything.
+
+    Args:
+        on_batch: As of :class:`Bus`.
+        on_marker: As of :class:`Bus`.
+        patient: After every event: whether it is to be waited for.
+        wait_told: Waits until those who must not lose anything have taken what there was.
+    """
+
+    def __init__(
+        self,
+        on_batch: Callable[[Batch], None],
+        on_marker: Callable[[Marker], Awaitable[None]],
+        patient: Callable[[], bool],
+        wait_told: Callable[[], Awaitable[None]],
+    ) -> None:
+        super().__init__(on_batch, on_marker)
+        self._patient = patient
+        self._wait_told = wait_told
+
+    async def send(self, value: Event) -> None:
+        """Take in an event, and wait until it has been told; a cancel of the wait undoes nothing."""
+        await super().send(value)
+        if self._patient():
+            await self._wait_told()

@@ -14,6 +14,7 @@ examples:
   ticker serve                                     a simulated market on ws://127.0.0.1:8765/v2
   ticker serve --symbols BTC/USD,ETH/USD --rate 2000 --seed 7
   ticker serve --replay recordings/day1 --speed 20 --gap cap:5
+  ticker serve --replay binance/day1 --replay cme/day2 --offset day2=+5ms
   ticker watch ws://127.0.0.1:8765/v2 BTC/USD      what it sends, live in the terminal
   ticker info recordings/day1                      what a recording holds
   ticker convert BTCUSDT-trades-2024-08-08.zip -o day1     vendors' files made into a recording
@@ -40,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("token", help="make a token for an account, and the digest of it for the file of accounts")
     info = commands.add_parser("info", help="what a recording holds: tables, symbols, rows, time span, gaps")
     info.add_argument("path", metavar="PATH", help="a folder with one recording, its prefix, or one of its files")
+    info.add_argument("--digest", action="store_true", help="only the SHA-256 of all that a replay of it emits")
     _add_convert(commands)
     _add_recording(commands)
     return parser
@@ -101,8 +103,23 @@ def _add_serve(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
     simulated.add_argument("--seed", type=int, metavar="N", help="the same seed is the same market (default 1)")
     simulated.add_argument("--model", metavar="NAME", help="price model: gbm or jump (default gbm)")
     replay = serve.add_argument_group("replay of a recording (begins with the first subscription)")
-    replay.add_argument("--replay", metavar="PATH", help="a folder with one recording, its prefix, or a file of it")
-    replay.add_argument("--speed", metavar="X|max", help="tape seconds per second, 0.1 to 1000, or max (default 1)")
+    replay.add_argument(
+        "--replay",
+        metavar="PATH",
+        action="append",
+        help="a folder with one recording, its prefix, or a file of it; several are merged on one clock",
+    )
+    replay.add_argument(
+        "--offset",
+        metavar="NAME=+250ms",
+        action="append",
+        help="move the receive times of the recording NAME: its clock was wrong, or its venue is far",
+    )
+    replay.add_argument("--from", dest="from_", metavar="TIME", help="begin at 2024-08-08T23:56:00Z, or at +90s")
+    replay.add_argument("--to", metavar="TIME", help="end before it")
+    replay.add_argument("--start-paused", action="store_true", default=None, help="stand still before the first row")
+    replay.add_argument("--speed", metavar="X|max", help="tape seconds per second, 0.01 to 10000, or max (default 1)")
+    replay.add_argument("--replays", metavar="DIR", help="a folder of recordings that clients may have replayed")
     replay.add_argument("--loop", action="store_true", default=None, help="begin again at the end")
     replay.add_argument(
         "--gap", metavar="POLICY", help="silences: keep, cap:SECONDS or skip (those over 1 s; default keep)"
@@ -185,7 +202,7 @@ def _flags(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         ConfigError: Flags of a simulated and of a replayed market were mixed.
         OptionError: A value has the wrong form.
     """
-    from feeds.replay import parse_speed
+    from feeds.playback import parse_speed
     from ticker.errors import ConfigError
 
     tables: dict[str, dict[str, Any]] = {
@@ -200,10 +217,15 @@ def _flags(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         },
         "replay": {
             "path": args.replay,
+            "offset": None if args.offset is None else dict(map(_named, args.offset)),
+            "from": args.from_,
+            "to": args.to,
+            "start_paused": args.start_paused,
             "speed": None if args.speed is None else parse_speed(args.speed),
             "loop": args.loop,
             "gap": args.gap,
         },
+        "replays": {"directory": args.replays},
         "relay": {"url": args.relay},
         "record": {"path": args.record},
     }
@@ -213,8 +235,23 @@ def _flags(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
             option = next(iter(given["simulation"]))
             raise ConfigError(f"--{option} is for the simulated market; leave it or --{other} out")
     if given["replay"] and args.replay is None and args.config is None:
-        raise ConfigError(f"--{next(iter(given['replay']))} is for a replay; name a recording with --replay PATH")
+        flag = next(iter(given["replay"])).replace("_", "-")
+        raise ConfigError(f"--{flag} is for a replay; name a recording with --replay PATH")
     return {table: values for table, values in given.items() if values}
+
+
+def _named(text: str) -> tuple[str, str]:
+    """Return the two sides of NAME=VALUE.
+
+    Raises:
+        ConfigError: There is no name or no value.
+    """
+    from ticker.errors import ConfigError
+
+    name, _, value = text.rpartition("=")
+    if not name or not value:
+        raise ConfigError(f"--offset {text} is not NAME=+250ms")
+    return name, value
 
 
 def _serve(args: argparse.Namespace) -> None:
@@ -263,7 +300,10 @@ def _compact(args: argparse.Namespace) -> None:
 def _info(args: argparse.Namespace) -> None:
     from ticker import info
 
-    info.print_info(args.path)
+    if args.digest:
+        print(info.digest(args.path))
+    else:
+        info.print_info(args.path)
 
 
 def _convert(args: argparse.Namespace) -> None:

@@ -64,6 +64,12 @@ def rfc3339(ns: int) -> str:
     return f"{_second(seconds)}.{rest // 1000:06d}Z"
 
 
+def rfc3339_exact(ns: int) -> str:
+    """Return an instant (int ns UTC) as RFC 3339 text with all its digits."""
+    seconds, rest = divmod(ns, NS)
+    return f"{_second(seconds)}.{rest:09d}Z"
+
+
 def rfc3339_column(ns: I64) -> list[str]:
     """Return the same for every instant of an int64 array; a third of the cost each."""
     seconds, rest = np.divmod(ns, NS)
@@ -72,7 +78,7 @@ def rfc3339_column(ns: I64) -> list[str]:
     return [f"{texts[second]}.{micro:06d}Z" for second, micro in zip(seconds.tolist(), micros, strict=True)]
 
 
-def message(channel: str, kind: str, rows: str, *, pos: str = "", timestamp: str = "") -> bytes:
+def message(channel: str, kind: str, rows: str, *, pos: str = "", timestamp: str = "", session: str = "") -> bytes:
     """Return a market data message, without its frame.
 
     Args:
@@ -81,8 +87,11 @@ def message(channel: str, kind: str, rows: str, *, pos: str = "", timestamp: str
         rows: JSON objects, joined with commas.
         pos: The native profile's accounting, as JSON; empty for plain clients.
         timestamp: RFC 3339, where the message carries one itself.
+        session: The replay session that it is of; empty for the server's own market.
     """
     head = f'{{"channel":"{channel}","type":"{kind}",'
+    if session:
+        head += f'"session":"{session}",'
     if timestamp:
         head += f'"timestamp":"{timestamp}",'
     if pos:

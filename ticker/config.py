@@ -21,6 +21,7 @@ from ticker.head import TrustOptions
 from ticker.history import HistoryOptions
 from ticker.orders.options import OrdersOptions
 from ticker.relay import RelayOptions
+from ticker.replays import ReplaysOptions
 from ticker.server import ServerOptions
 from ticker.session import SessionOptions
 
@@ -39,6 +40,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         orders: How orders are kept, and who may trade.
         simulation: The simulated market; used unless there is a replay or a relay.
         replay: A recording to replay.
+        replays: What clients may have replayed.
         relay: Another server to relay.
         record: Where to record what is served.
     """
@@ -51,6 +53,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     orders: OrdersOptions = OrdersOptions()
     simulation: SimulationOptions = SimulationOptions()
     replay: ReplayOptions | None = None
+    replays: ReplaysOptions = ReplaysOptions()
     relay: RelayOptions | None = None
     record: RecorderOptions | None = None
 
@@ -64,6 +67,7 @@ _TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "orders": OrdersOptions,
     "simulation": SimulationOptions,
     "replay": ReplayOptions,
+    "replays": ReplaysOptions,
     "relay": RelayOptions,
     "record": RecorderOptions,
 }
@@ -109,10 +113,10 @@ def _read(path: str) -> dict[str, Any]:
 
 def _convert(origin: str, table: str, values: Any) -> msgspec.Struct:  # noqa: ANN401 - from TOML
     kind = _TABLES[table]
-    allowed = ", ".join(kind.__struct_fields__)
+    allowed = ", ".join(kind.__struct_encode_fields__)
     if not isinstance(values, dict):
         raise ConfigError(f"{origin}[{table}] is a table with the keys {allowed}")
-    unknown = sorted(values.keys() - set(kind.__struct_fields__))
+    unknown = sorted(values.keys() - set(kind.__struct_encode_fields__))
     if unknown:
         raise ConfigError(f"{origin}[{table}] has no key {unknown[0]!r}; it has {allowed}")
     try:

@@ -13,7 +13,7 @@ import enum
 
 
 class Code(enum.IntEnum):
-    """Numbers of refusals: 1xxx protocol, 2xxx subscriptions, 3xxx orders, 5xxx limits and auth, 9xxx the server."""
+    """Numbers of refusals: 1xxx protocol, 2xxx data, 3xxx orders, 4xxx replay, 5xxx limits and auth, 9xxx defects."""
 
     INVALID_JSON = 1001
     INVALID_REQUEST = 1002
@@ -39,6 +39,13 @@ class Code(enum.IntEnum):
     HALTED = 3109
     STATUS_UNKNOWN = 3900
     SLOW_CONSUMER = 2301
+    UNKNOWN_SOURCE = 4001
+    UNREADABLE_SOURCE = 4002
+    UNKNOWN_SESSION = 4003
+    OTHER_SOURCE = 4004
+    TOO_MANY_SESSIONS = 4005
+    BAD_TIME = 4006
+    NOT_A_REPLAY = 4007
     RATE_LIMITED = 5001
     BUSY = 5002
     INVALID_TOKEN = 5003

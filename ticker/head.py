@@ -1,4 +1,4 @@
-"""The HTTP request head of a new connection: read, bounded and judged before anything else looks at it.
+"""The HTTP request of a new connection: its head read, bounded and judged before anything else looks at it.
 
 One unexpected byte in a header ends trio-websocket's server task, so it is shown only heads that passed here. This
 module knows HTTP/1.1 and addresses; it must not know what is served.
@@ -18,6 +18,9 @@ from ticker.transport import Transport
 #: As nginx and most servers have it; a Kraken client's head has about 300 bytes.
 MAX_HEAD_BYTES = 8 * 1024
 HEAD_DEADLINE_S = 5.0
+#: No request with a body needs more than a few hundred bytes.
+MAX_BODY_BYTES = 4 * 1024
+BODY_DEADLINE_S = 5.0
 _ALLOWED = frozenset(range(0x20, 0x7F)) | {0x09, 0x0D, 0x0A}
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 
@@ -108,6 +111,34 @@ async def read_head(transport: Transport) -> Head | None:
         raise BadHead(408, f"no complete request head within {HEAD_DEADLINE_S:.0f} s")
     end = data.index(b"\r\n\r\n") + 4
     return parse_head(data[:end], data[end:])
+
+
+async def read_body(transport: Transport, head: Head) -> bytes:
+    """Read the JSON body of a request.
+
+    A page of another site cannot send this content type without asking first, and is not allowed to.
+
+    Raises:
+        BadHead: 415 not JSON, 411 without a length, 413 too large, 408 too slow, 400 cut short.
+        trio.BrokenResourceError: The peer reset the connection.
+    """
+    if head.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise BadHead(415, "the body must be sent as content-type: application/json")
+    length = head.headers.get("content-length", "")
+    if not length.isdecimal() or "transfer-encoding" in head.headers:
+        raise BadHead(411, "a content-length is required")
+    if int(length) > MAX_BODY_BYTES:
+        raise BadHead(413, f"a body may have {MAX_BODY_BYTES} bytes")
+    data = head.rest
+    with trio.move_on_after(BODY_DEADLINE_S) as deadline:
+        while len(data) < int(length):
+            received = await transport.receive_some()
+            if not received:
+                raise BadHead(400, "the body is shorter than its content-length")
+            data += received
+    if deadline.cancelled_caught:
+        raise BadHead(408, f"no complete body within {BODY_DEADLINE_S:.0f} s")
+    return data[: int(length)]
 
 
 def parse_head(raw: bytes, rest: bytes = b"") -> Head:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 import numpy as np
@@ -18,11 +18,14 @@ import numpy.typing as npt
 from feeds.analytics import Candles, DayStatistics
 from feeds.book import BookEvent, Books
 from feeds.instruments import MAX_UNITS, Instruments
-from feeds.records import I32, I64, MISSING, Batch, Levels, Marker, Quotes, Trades
+from feeds.records import I32, I64, LAST, MISSING, Batch, Levels, Marker, Quotes, Trades
 from ticker.codec import rfc3339_column
 from ticker.prints import ROW_BYTES, Print, Prints
 
 F64 = npt.NDArray[np.float64]
+
+#: From here on it is worth sorting rows of books to leave out those that others follow at the same price.
+MANY_ROWS: Final = 64
 
 #: A ticker in units of price and quantity, as :meth:`ticker.codec.RowCodec.ticker` prints it; where a double cannot say
 #: it all, the same in ticks and lots.
@@ -151,12 +154,13 @@ class History:
         else:
             self.ended = True
 
-    def apply(self, batch: Batch, on_book: Callable[[BookEvent], None]) -> None:
+    def apply(self, batch: Batch, on_book: Callable[[BookEvent], None] | None = None) -> None:
         """Take in a batch.
 
         Args:
             batch: What happened.
-            on_book: Called after every book event, while the book shows exactly the state after it.
+            on_book: Called after every book event, while the book shows exactly the state after it; without it the
+                books may go to the end of the batch in one step.
         """
         self.ts = batch.ts
         self.gap = False
@@ -187,15 +191,22 @@ class History:
         self._quoted[ids] = True
         self.quote_position += np.bincount(quotes.instrument, minlength=len(self.instruments))
 
-    def _apply_levels(self, levels: Levels, on_book: Callable[[BookEvent], None]) -> None:
+    def _apply_levels(self, levels: Levels, on_book: Callable[[BookEvent], None] | None) -> None:
+        unseen = on_book is None and len(levels) >= MANY_ROWS and self._quoted[levels.instrument].all()
+        if unseen and self.books.apply_outcome(levels):
+            ended = levels.instrument[(levels.flags & LAST) != 0]
+            self.book_position += np.bincount(ended, minlength=len(self.instruments))
+            return
         for event in self.books.apply(levels):
             self.book_position[event.instrument] += 1
             if not self._quoted[event.instrument]:
                 self._quote_from_book(event)
-            on_book(event)
+            if on_book is not None:
+                on_book(event)
         for event in self.books.flush():  # an instant is never cut, so a snapshot that goes on has ended
             self.book_position[event.instrument] += 1
-            on_book(event)
+            if on_book is not None:
+                on_book(event)
 
     def _quote_from_book(self, event: BookEvent) -> None:
         """Let the touch of the book stand in for the quotes that this source does not have."""

@@ -17,6 +17,8 @@ from rich.text import Text
 
 from feeds.clock import NS
 from feeds.instruments import Instrument, Instruments
+from feeds.records import StreamDigest
+from feeds.replay import ReplayFeed
 from feeds.store import RecordingInfo, Silences, TableInfo, describe, open_recording
 from feeds.tapelog import LogInfo, segments, survey
 from ticker.codec import fixed
@@ -44,6 +46,18 @@ def print_info(path: str, console: Console | None = None) -> None:
     recording = open_recording(path)
     for part in report(describe(recording), recording.instruments):
         console.print(part)
+
+
+def digest(path: str) -> str:
+    """Return the SHA-256 of everything that a replay of a recording emits from start to end, at whatever speed.
+
+    Raises:
+        RecordingError: It is missing, unreadable or holds rows that cannot be replayed.
+    """
+    stream = StreamDigest()
+    for batch in ReplayFeed(open_recording(path)).slices():
+        stream.update(batch)
+    return stream.hexdigest()
 
 
 def log_report(path: str, info: LogInfo) -> Text:

@@ -22,10 +22,12 @@ class Listings:
         instrument_of: Instrument id by listing id.
         codecs: Row printer by listing id.
         quoted_codecs: The same with numbers as strings.
+        session: The replay session that this market is of, as every message of it says; empty for the server's own.
     """
 
-    def __init__(self, instruments: Instruments) -> None:
+    def __init__(self, instruments: Instruments, session: str = "") -> None:
         self.instruments = instruments
+        self.session = session
         self.names = instruments.names
         self.instrument_of = [instruments.id_of(name) for name in self.names]
         self.codecs = [RowCodec(instruments[i], name) for name, i in zip(self.names, self.instrument_of, strict=True)]
@@ -33,6 +35,11 @@ class Listings:
             RowCodec(instruments[i], name, quoted=True) for name, i in zip(self.names, self.instrument_of, strict=True)
         ]
         self._ids = {name: listing for listing, name in enumerate(self.names)}
+
+    @property
+    def label(self) -> dict[str, str]:
+        """What a message of it says beside everything else."""
+        return {"session": self.session} if self.session else {}
 
     def __len__(self) -> int:
         return len(self.names)

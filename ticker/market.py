@@ -5,8 +5,12 @@ A market is built once by the composition root and shared by every session.
 
 from __future__ import annotations
 
-import msgspec
+from typing import Any
 
+import msgspec
+import trio
+
+from feeds.playback import Playback
 from feeds.records import Batch, Marker
 from ticker.broadcast import Broadcaster
 from ticker.history import History
@@ -14,8 +18,8 @@ from ticker.listings import Listings
 from ticker.orders.gateway import Gateway
 
 
-class Market(msgspec.Struct, frozen=True):
-    """A market that is being served.
+class Publication(msgspec.Struct, frozen=True, kw_only=True):
+    """A market as far as it is published: what one can subscribe to.
 
     Attributes:
         name: Of the feed, for people.
@@ -23,7 +27,8 @@ class Market(msgspec.Struct, frozen=True):
         history: Its last state.
         listings: The names in it.
         broadcaster: Tells subscribers what happens.
-        gateway: Takes orders.
+        heard: Set once somebody has subscribed; a tape that waits begins then.
+        playback: Controls it, if it is a tape.
     """
 
     name: str
@@ -31,7 +36,20 @@ class Market(msgspec.Struct, frozen=True):
     history: History
     listings: Listings
     broadcaster: Broadcaster
+    heard: trio.Event
+    playback: Playback | None = None
+
+
+class Market(Publication, frozen=True, kw_only=True):
+    """A market that is being served and takes orders.
+
+    Attributes:
+        gateway: Takes orders.
+        origin: What it takes to have the same market again: a source, or a model and its seed.
+    """
+
     gateway: Gateway
+    origin: dict[str, Any] = {}
 
     def happened(self, batch: Batch) -> None:
         """Take in what has happened; at one instant the tape comes first, then resting orders, then new requests."""

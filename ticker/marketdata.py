@@ -12,17 +12,15 @@ from typing import Any, Final, Protocol
 import msgspec
 import trio
 
-from feeds import clock
 from ticker import binary, wire
 from ticker.broadcast import Standing
-from ticker.codec import rfc3339
 from ticker.errors import Code, RequestError
-from ticker.market import Market
+from ticker.market import Publication
 from ticker.outbox import Outbox
 from ticker.subscriber import Lag, Subscriber, Subscription
 from ticker.subscriptions import Wish, checked_interval, understand
 from ticker.topics.topic import Marks, TopicKey
-from ticker.wire import Request, Resume, SubscribeParams, UpdateParams
+from ticker.wire import Request, Resume, SubscribeParams
 
 #: A slow consumer is told so this often at most.
 NOTICE_INTERVAL_S: Final = 1.0
@@ -74,42 +72,62 @@ class SubscriptionStatistics(msgspec.Struct, frozen=True):
     lag_ms: int
 
 
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client has agreed with the server, in all markets that it looks at.
+
+    Attributes:
+        native: Whether it speaks the native profile.
+        deflated: Whether its messages may be compressed.
+        ticker_interval_ms: The server's throttle of the ticker channel.
+        limit: (channel, symbol) pairs that it may have.
+        numbers: Gives its subscriptions their numbers.
+        cut_off: Called with a reason when a lossless channel cannot wait for it.
+    """
+
+    native: bool
+    deflated: bool
+    ticker_interval_ms: int
+    limit: int
+    numbers: Iterator[int]
+    cut_off: Callable[[str], None]
+
+
 class MarketData:
-    """The subscriptions of one session to channels of market data.
+    """The subscriptions of one session to the channels of one market.
 
     Args:
         client: The session.
         outbox: Where its frames go.
         market: What it subscribes to.
-        native: Whether it speaks the native profile.
-        deflated: Whether its messages may be compressed.
-        ticker_interval_ms: The server's throttle of the ticker channel.
-        limit: (channel, symbol) pairs that it may have.
-        cut_off: Called with a reason when a lossless channel cannot wait for it.
+        terms: What holds for the session.
+        taken: Returns how many (channel, symbol) pairs it has, in all markets.
     """
 
     def __init__(
         self,
         client: Client,
         outbox: Outbox,
-        market: Market,
-        *,
-        native: bool,
-        deflated: bool,
-        ticker_interval_ms: int,
-        limit: int,
-        cut_off: Callable[[str], None],
+        market: Publication,
+        terms: Terms,
+        taken: Callable[[], int],
     ) -> None:
         self._client = client
         self._market = market
         self._broadcaster = market.broadcaster
-        self._native = native
-        self._deflated = deflated
-        self._ticker_interval_ms = ticker_interval_ms
-        self._limit = limit
+        self._native = terms.native
+        self._terms = terms
+        self._taken = taken
         self._noticed_at: dict[int, float] = {}
-        self._subscriber = Subscriber(outbox, cut_off, self._caught_up)
-        outbox.on_writable = lambda: self._broadcaster.writable(self._subscriber)
+        self._subscriber = Subscriber(outbox, terms.cut_off, self._caught_up, terms.numbers)
+        outbox.on_writable.append(self._writable)
+
+    def _writable(self) -> None:
+        self._broadcaster.writable(self._subscriber)
+
+    @property
+    def market(self) -> Publication:
+        """What it subscribes to."""
+        return self._market
 
     @property
     def active(self) -> bool:
@@ -117,13 +135,20 @@ class MarketData:
         return bool(self._subscriber.subscriptions)
 
     @property
+    def subscribed(self) -> int:
+        """How many (channel, symbol) pairs there are."""
+        return sum(len(subscription.listings) for subscription in self._subscriber.subscriptions.values())
+
+    @property
     def told_at(self) -> float:
         """Monotonic time (s) at which it was sent data last."""
         return max((s.told_at for s in self._subscriber.subscriptions.values()), default=-math.inf)
 
     def forget(self) -> None:
-        """End every subscription."""
+        """End every subscription, for good."""
         self._broadcaster.remove(self._subscriber)
+        self._subscriber.detach()
+        self._subscriber.outbox.on_writable.remove(self._writable)
 
     # Requests
 
@@ -143,7 +168,7 @@ class MarketData:
             after = _resume_of(resume, symbol)
             standing = self._broadcaster.standing(wish.key, outcome, snapshot=wish.snapshot, resume=after)
             marks[outcome] = standing.mark
-            result = {"channel": wish.key.channel, "symbol": symbol, **wish.parameters}
+            result = {"channel": wish.key.channel, "symbol": symbol, **wish.parameters, **self._market.listings.label}
             ext = _ext(subscription, outcome, standing) if self._native else None
             self._client.accept(request, time_in, result, ext)
         if subscription is not None:
@@ -151,7 +176,8 @@ class MarketData:
             self._broadcaster.begin(subscription, marks)
 
     def _understand(self, params: SubscribeParams) -> Wish:
-        return understand(params, self._ticker_interval_ms, native=self._native, deflated=self._deflated)
+        terms = self._terms
+        return understand(params, terms.ticker_interval_ms, native=terms.native, deflated=terms.deflated)
 
     def _join(self, wish: Wish, added: list[int]) -> Subscription:
         into = None if self._native else next((s.id for s in self._having(wish.key)), None)
@@ -159,7 +185,7 @@ class MarketData:
 
     def _outcomes(self, wish: Wish) -> dict[str, int | RequestError]:
         """Return by symbol the listing that is to be subscribed to, or why it cannot be."""
-        room = self._limit - sum(len(s.listings) for s in self._subscriber.subscriptions.values())
+        room = self._terms.limit - self._taken()
         taken = {listing for subscription in self._having(wish.key) for listing in subscription.listings}
         outcomes: dict[str, int | RequestError] = {}
         for symbol in self._symbols(wish.symbols):
@@ -168,7 +194,7 @@ class MarketData:
                 if listing in taken:
                     raise RequestError("Already subscribed", Code.ALREADY_SUBSCRIBED, symbol=symbol)
                 if not room:
-                    text = f"a connection may have {self._limit} subscriptions"
+                    text = f"a connection may have {self._terms.limit} subscriptions"
                     raise RequestError(text, Code.TOO_MANY_SUBSCRIPTIONS, symbol=symbol)
             except RequestError as error:
                 outcomes[symbol] = error
@@ -197,13 +223,14 @@ class MarketData:
         }
         for symbol, subscription, listing in self._found(request, time_in, wish):
             self._broadcaster.unsubscribe(subscription, [listing])
-            self._client.accept(request, time_in, {"channel": wish.key.channel, "symbol": symbol, **parameters})
+            result = {"channel": wish.key.channel, "symbol": symbol, **parameters, **self._market.listings.label}
+            self._client.accept(request, time_in, result)
 
     def resync(self, request: Request, time_in: str, params: SubscribeParams) -> None:
         """Send a fresh snapshot of each symbol of a request."""
         wish = self._understand(params)
         for symbol, subscription, listing in self._found(request, time_in, wish):
-            result = {"channel": wish.key.channel, "symbol": symbol}
+            result = {"channel": wish.key.channel, "symbol": symbol, **self._market.listings.label}
             self._client.accept(request, time_in, result, {"sub_id": subscription.id})
             self._client.flush()
             self._broadcaster.resync(subscription, listing)
@@ -225,26 +252,26 @@ class MarketData:
                 return subscription, listing
         raise RequestError("Subscription Not Found", Code.NOT_SUBSCRIBED, symbol=symbol)
 
-    def update(self, request: Request, time_in: str) -> None:
-        """Change the interval of a subscription, from the next flush on.
+    def has(self, sub_id: int) -> bool:
+        """Whether a subscription is one of these."""
+        return sub_id in self._subscriber.subscriptions
+
+    def update(self, request: Request, time_in: str, sub_id: int, interval_ms: int) -> None:
+        """Change the interval of a subscription that it has, from the next flush on.
 
         Raises:
-            RequestError: There is no such subscription, or the interval is out of range.
+            RequestError: The interval is out of range.
         """
-        params = wire.params_of(request, UpdateParams)
-        subscription = self._subscriber.subscriptions.get(params.sub_id)
-        if subscription is None:
-            raise RequestError("Subscription Not Found", Code.NOT_SUBSCRIBED, field="sub_id")
-        wanted = checked_interval(params.interval_ms)
+        subscription = self._subscriber.subscriptions[sub_id]
+        wanted = checked_interval(interval_ms)
         granted = 0 if subscription.key.mode == "raw" else wanted
         self._client.accept(request, time_in, {"sub_id": subscription.id, "interval_ms": granted})
         self._client.flush()
         self._broadcaster.retune(subscription, msgspec.structs.replace(subscription.key, interval_ms=granted))
 
-    def list_subscriptions(self, request: Request, time_in: str) -> None:
-        """Send what is subscribed to, and what became of its events."""
-        rows = [self._described(subscription) for subscription in self._subscriber.subscriptions.values()]
-        self._client.accept(request, time_in, {"subscriptions": rows})
+    def described(self) -> list[dict[str, Any]]:
+        """Return what is subscribed to, and what became of its events."""
+        return [self._described(subscription) for subscription in self._subscriber.subscriptions.values()]
 
     def statistics(self) -> list[SubscriptionStatistics]:
         """Return the counts of every subscription so far."""
@@ -267,14 +294,15 @@ class MarketData:
             "delivered": totals.delivered,
             "conflated": totals.conflated,
             "dropped": totals.dropped,
+            **self._market.listings.label,
         }
 
     # Unasked
 
-    def heartbeat(self) -> wire.NativeHeartbeat:
-        """Return where every subscription stands."""
+    def standings(self) -> list[dict[str, Any]]:
+        """Return where every subscription stands, for a heartbeat."""
         now = trio.current_time()
-        rows = [
+        return [
             {
                 "sub_id": subscription.id,
                 "last": self._broadcaster.position(subscription),
@@ -283,15 +311,14 @@ class MarketData:
             }
             for subscription in self._subscriber.subscriptions.values()
         ]
-        return wire.NativeHeartbeat(ts=rfc3339(clock.wall_ns()), data=rows)
 
     def _state(self, now: float, told_at: float) -> str:
-        history = self._market.history
+        history, playback = self._market.history, self._market.playback
         if history.ended:
             return "ended"
         if history.gap:
             return "gap"
-        if not history.ts:
+        if not history.ts or (playback is not None and playback.state == "paused"):
             return "paused"
         if now - self._broadcaster.published_at > IDLE_S:
             return "stale"

@@ -26,7 +26,7 @@ from ticker.web import Page
 
 #: The event loop is asked this often how late it is.
 LOOP_LAG_INTERVAL_S: Final = 0.1
-#: Figures by channel, as :class:`ticker.broadcast.ChannelStatistics` names them.
+#: Figures by channel, as :class:`ticker.subscriber.ChannelStatistics` names them.
 CHANNEL_GAUGES: Final = {
     "subscriptions": "Subscriptions now.",
     "groups": "Groups of subscriptions that are sent the same bytes.",

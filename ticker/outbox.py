@@ -45,8 +45,8 @@ class Outbox:
             :exc:`OSError`. While nothing waits it is the socket's own ``send``, so that a broadcast costs no more
             than that; else it raises :exc:`BlockingIOError`. Whoever calls it reports anything but a whole write to
             :meth:`keep` or :meth:`refused`.
-        on_turn: Called whenever ``send`` has been replaced.
-        on_writable: Called by :meth:`run` whenever the socket has caught up.
+        on_turn: Called, each, whenever ``send`` has been replaced.
+        on_writable: Called, each, by :meth:`run` when the socket has caught up; those before may have filled it again.
         failed: Set when the connection can take nothing more: the peer is gone or overflowed its bound. Whoever
             owns the connection waits for it.
         frames: Buffers that came through :meth:`offer` and :meth:`push`; a change tells that the connection is not
@@ -63,11 +63,12 @@ class Outbox:
         self._wake = trio.Event()
         self._flushed = trio.Event()
         self.send: Send = wire.send_nowait
-        self.on_turn: Callable[[], None] = _nothing
-        self.on_writable: Callable[[], None] = _nothing
+        self.on_turn: list[Callable[[], None]] = []
+        self.on_writable: list[Callable[[], None]] = []
         self.failed = trio.Event()
         self.frames = 0
         self.backlog_bytes = 0
+        self._kept_bytes = 0  # of the backlog, at most: rests of what was offered
 
     def offer(self, buffer: bytes) -> bool:
         """Send a buffer of whole frames now, or refuse it.
@@ -89,6 +90,7 @@ class Outbox:
     def keep(self, buffer: bytes, sent: int) -> None:
         """Take over the rest of a buffer of which ``send`` took the first ``sent`` bytes."""
         self._wire.reserve(len(buffer))
+        self._kept_bytes = len(buffer) - sent
         self._queue(memoryview(buffer)[sent:])
 
     def refused(self, error: OSError) -> None:
@@ -101,13 +103,14 @@ class Outbox:
     def push(self, frame: bytes) -> None:
         """Send a frame, or queue it behind what is waiting. Dropped if the connection has ended.
 
-        A backlog beyond ``max_backlog_bytes`` ends the connection: the peer asks but does not read.
+        A backlog of more than ``max_backlog_bytes`` beside the rest of what was offered ends the connection: the peer
+        asks but does not read.
         """
         if self._sealed or (not self._behind and self.offer(frame)) or self._sealed:
             return
         self.frames += 1
         self._queue(memoryview(frame))
-        if self.backlog_bytes > self._max_backlog:
+        if self.backlog_bytes > self._max_backlog + self._kept_bytes:
             self._end()
 
     def seal(self) -> None:
@@ -159,11 +162,13 @@ class Outbox:
             self._end()
             return
         self._behind = False
+        self._kept_bytes = 0
         self._flushed.set()
         self._flushed = trio.Event()
         if not self._sealed:
             self._turn(self._wire.send_nowait)
-            self.on_writable()
+            for tell in tuple(self.on_writable):
+                tell()
 
     def _queue(self, rest: memoryview) -> None:
         self._backlog.append(rest)
@@ -180,7 +185,8 @@ class Outbox:
     def _turn(self, send: Send) -> None:
         if send is not self.send:
             self.send = send
-            self.on_turn()
+            for tell in self.on_turn:
+                tell()
 
     def _end(self) -> None:
         self._backlog.clear()
@@ -194,7 +200,3 @@ class Outbox:
 def _refuse(buffer: bytes | memoryview) -> int:
     """Stands in for a ``send`` that would break the order of what is waiting."""
     raise BlockingIOError
-
-
-def _nothing() -> None:
-    """What happens on a turn before anybody cares."""

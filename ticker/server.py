@@ -22,6 +22,7 @@ from ticker.guard import FrameGuard, GuardOptions
 from ticker.head import BadHead, Head, TrustOptions, check_trust, check_upgrade, read_head
 from ticker.market import Market
 from ticker.outbox import Outbox
+from ticker.replays import Replays
 from ticker.session import Session, SessionOptions
 from ticker.transport import Transport
 from ticker.web import Web
@@ -193,8 +194,10 @@ class Server:
         session: SessionOptions,
         guard: GuardOptions,
         trust: TrustOptions,
+        replays: Replays | None = None,
     ) -> None:
         self._market = market
+        self._replays = replays
         self._web = web
         self._options = options
         self._session_options = session
@@ -295,7 +298,7 @@ class Server:
             stream.opened.set()
             session = Session(
                 next(self._ids), outbox, self._market, self._session_options, native=native, deflated=bool(extension),
-                bearer=stream.bearer,
+                bearer=stream.bearer, replays=self._replays,
             )  # fmt: skip
             self.sessions[session.id], self._outboxes[session.id] = session, outbox
             try:

@@ -6,6 +6,7 @@ sockets or HTTP: messages come in as text, frames go out through an outbox.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable
@@ -17,12 +18,15 @@ import trio
 from feeds import clock
 from ticker import __version__, wire
 from ticker.codec import fixed, frame, rfc3339
+from ticker.control import shown_speed
+from ticker.desk import Desk
 from ticker.errors import Code, RequestError
 from ticker.guard import TokenBucket
-from ticker.market import Market
-from ticker.marketdata import MarketData, SubscriptionStatistics
+from ticker.market import Market, Publication
+from ticker.marketdata import SubscriptionStatistics, Terms
 from ticker.orders.readers import PRIVATE_CHANNELS
 from ticker.outbox import Outbox
+from ticker.replays import Replays
 from ticker.wire import Reply, Request, SubscribeParams
 
 logger = logging.getLogger(__name__)
@@ -84,6 +88,7 @@ class Session:
         native: bool = False,
         deflated: bool = False,
         bearer: str = "",
+        replays: Replays | None = None,
     ) -> None:
         self.id = session_id
         self.native = native
@@ -94,16 +99,15 @@ class Session:
         self._market = market
         self._options = options
         self._bucket = TokenBucket(options.requests_per_s, options.requests_burst, trio.current_time())
-        self._data = MarketData(
-            self,
-            outbox,
-            market,
+        terms = Terms(
             native=native,
             deflated=deflated,
             ticker_interval_ms=options.ticker_interval_ms,
             limit=options.max_subscriptions,
+            numbers=itertools.count(1),
             cut_off=lambda reason: self.end(SLOW_CONSUMER, reason),
         )
+        self._data = Desk(self, outbox, market, terms, replays)
         self._replies: list[bytes] | None = None  # while a message is answered: its replies so far
         self._reads_instruments = False
         self._beaten_at = self._sent_so_far()
@@ -114,11 +118,7 @@ class Session:
             **dict.fromkeys(market.gateway.methods(native=native), self._order),
         }
         if native:
-            self._methods |= {
-                "resync": self._resync,
-                "update_subscription": self._data.update,
-                "list_subscriptions": self._data.list_subscriptions,
-            }
+            self._methods |= {"resync": self._resync, **self._data.methods()}
 
     # Life
 
@@ -153,6 +153,7 @@ class Session:
             epoch=self._market.history.epoch if self.native else msgspec.UNSET,
             limits=self._limits() if self.native else msgspec.UNSET,
             orders=self._market.gateway.durability if self.native else msgspec.UNSET,
+            **(origin(self._market) if self.native else {}),
         )
         self.send(wire.Message(channel="status", type="update", data=[row]))
 
@@ -250,31 +251,35 @@ class Session:
         elif params.channel in PRIVATE_CHANNELS:
             self._market.gateway.subscribe(self, request, time_in)
         else:
-            self._data.subscribe(request, time_in, params)
+            self._data.at(params).subscribe(request, time_in, params)
 
     def _unsubscribe(self, request: Request, time_in: str) -> None:
         params = wire.params_of(request, SubscribeParams)
         if params.channel == "instrument":
-            self._unsubscribe_instruments(request, time_in)
+            self._unsubscribe_instruments(request, time_in, params)
         elif params.channel in PRIVATE_CHANNELS:
             self._market.gateway.unsubscribe(self, request, time_in)
         else:
-            self._data.unsubscribe(request, time_in, params)
+            self._data.at(params).unsubscribe(request, time_in, params)
 
     def _resync(self, request: Request, time_in: str) -> None:
-        self._data.resync(request, time_in, wire.params_of(request, SubscribeParams))
+        params = wire.params_of(request, SubscribeParams)
+        self._data.at(params).resync(request, time_in, params)
 
     def _subscribe_instruments(self, request: Request, time_in: str, params: SubscribeParams) -> None:
-        if self._reads_instruments:
-            raise RequestError("Already subscribed", Code.ALREADY_SUBSCRIBED)
-        self._reads_instruments = True
+        market = self._data.at(params).market
+        if market is self._market:  # a replay lists its instruments whenever it is asked; they never change
+            if self._reads_instruments:
+                raise RequestError("Already subscribed", Code.ALREADY_SUBSCRIBED)
+            self._reads_instruments = True
         snapshot = params.snapshot is not False
-        self.accept(request, time_in, {"channel": "instrument", "snapshot": snapshot})
+        self.accept(request, time_in, {"channel": "instrument", "snapshot": snapshot, **market.listings.label})
         if snapshot:
-            self.send(wire.Message(channel="instrument", type="snapshot", data=instrument_data(self._market)))
+            data = instrument_data(market)
+            self.send(wire.Message(channel="instrument", type="snapshot", data=data, **market.listings.label))
 
-    def _unsubscribe_instruments(self, request: Request, time_in: str) -> None:
-        if not self._reads_instruments:
+    def _unsubscribe_instruments(self, request: Request, time_in: str, params: SubscribeParams) -> None:
+        if not self._reads_instruments or self._data.at(params).market is not self._market:
             raise RequestError("Subscription Not Found", Code.NOT_SUBSCRIBED)
         self._reads_instruments = False
         self.accept(request, time_in, {"channel": "instrument"})
@@ -283,7 +288,14 @@ class Session:
         self._market.gateway.submit(self, request, time_in)
 
 
-def instrument_data(market: Market) -> dict[str, Any]:
+def origin(market: Market) -> dict[str, Any]:
+    """Return what it takes to have the same market again, and the speed of a tape."""
+    if market.playback is None:
+        return market.origin
+    return {**market.origin, "speed": shown_speed(market.playback.speed)}
+
+
+def instrument_data(market: Publication) -> dict[str, Any]:
     """Return the assets and pairs of a market, as the ``instrument`` channel shows them."""
     pairs = []
     precisions: dict[str, int] = {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import msgspec
@@ -55,20 +55,29 @@ class Subscriber:
         outbox: Where its frames go.
         cut_off: Called with a reason when it must lose events and may not.
         caught_up: Called with a subscription that had fallen behind and is in step again.
+        numbers: Gives ids; shared by the subscribers of a connection to several markets.
         subscriptions: By their id.
     """
 
     __slots__ = ("caught_up", "cut_off", "numbers", "outbox", "subscriptions")
 
     def __init__(
-        self, outbox: Outbox, cut_off: Callable[[str], None], caught_up: Callable[[Subscription, Lag], None]
+        self,
+        outbox: Outbox,
+        cut_off: Callable[[str], None],
+        caught_up: Callable[[Subscription, Lag], None],
+        numbers: Iterator[int] | None = None,
     ) -> None:
         self.outbox = outbox
         self.cut_off = cut_off
         self.caught_up = caught_up
-        self.numbers = itertools.count(1)
+        self.numbers = numbers or itertools.count(1)
         self.subscriptions: dict[int, Subscription] = {}
-        outbox.on_turn = self._turn
+        outbox.on_turn.append(self._turn)
+
+    def detach(self) -> None:
+        """Leave the outbox to others."""
+        self.outbox.on_turn.remove(self._turn)
 
     def _turn(self) -> None:
         for subscription in self.subscriptions.values():
@@ -131,6 +140,11 @@ class Subscription:
             totals.add(self.group.counts())
             totals.add(self._joined, -1)
         return totals
+
+    @property
+    def lossless(self) -> bool:
+        """Whether it is owed every event."""
+        return self.key.mode != "merge" and self.on_slow == "disconnect"
 
     @property
     def told_at(self) -> float:
@@ -281,3 +295,54 @@ class Channel:
         """Reckon the next flush from when this one was due, so that lateness does not add up."""
         started = self.due if now - self.due < self.interval else now
         self.due = started + self.interval
+
+
+class ChannelStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the events of a channel, over all its subscribers so far.
+
+    Attributes:
+        subscriptions: Subscriptions now.
+        groups: Groups of subscriptions that are sent the same bytes now.
+        behind: Subscriptions whose socket takes nothing now.
+        lag_s: How long the longest of them has been so, in seconds.
+        published: Source events that subscribers were taken past; delivered + conflated + dropped.
+        delivered: Those sent as rows.
+        conflated: Those that a later state stood for.
+        dropped: Those that were lost.
+    """
+
+    subscriptions: int
+    groups: int
+    behind: int
+    lag_s: float
+    published: int
+    delivered: int
+    conflated: int
+    dropped: int
+
+
+class BroadcastStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What the broadcaster has done so far.
+
+    Attributes:
+        batches: Batches taken in.
+        events: Rows in them.
+        sweeps: Flushes of a topic to its subscribers.
+        buffers: Buffers offered to subscribers in sweeps.
+        fallen_behind: How often the socket of a subscriber took nothing.
+        cut_off: Subscribers that fell further behind than a lossless channel can hold.
+        channels: By name.
+    """
+
+    batches: int
+    events: int
+    sweeps: int
+    buffers: int
+    fallen_behind: int
+    cut_off: int
+    channels: dict[str, ChannelStatistics]
+
+    @property
+    def subscriptions(self) -> int:
+        """Subscriptions now."""
+        return sum(channel.subscriptions for channel in self.channels.values())

@@ -34,7 +34,10 @@ from ticker.client.connection import (
     open_connection,
     open_stream,
 )
+from ticker.client.remote import Remote
+from ticker.deck import Deck, status_line
 from ticker.errors import ConfigError
+from ticker.keys import single_keys
 
 REFRESH_S: Final = 0.1
 #: How many names an error lists.
@@ -125,6 +128,7 @@ class Board:
         connection: The last that was heard of the connection.
         rate: Messages per second, of any kind.
         widths: The widest cell so far of each column, so that columns never shrink.
+        deck: The controls, if the server replays and there are any.
     """
 
     def __init__(self, url: str, symbols: Iterable[str]) -> None:
@@ -135,6 +139,7 @@ class Board:
         self.connection = StateChange(state="connecting")
         self.rate = Rate()
         self.widths = {key: len(heading) for heading, key, _ in COLUMNS}
+        self.deck: Deck | None = None
 
     def apply(self, item: Message | StateChange, now: float) -> list[Message]:
         """Take in an item of a stream; return the ticker rows in it that say something new."""
@@ -219,7 +224,8 @@ def render(board: Board, now: float, width: int, height: int) -> RenderableType:
         width: Columns of the terminal.
         height: Lines of the terminal.
     """
-    room = max(1, height - OVERHEAD_LINES)
+    tape = _tape(board)
+    room = max(1, height - OVERHEAD_LINES - len(tape))
     shown = [_cells(symbol, row, now) for symbol, row in list(board.rows.items())[:room]]
     headings = {key: (heading, "underline") for heading, key, _ in COLUMNS}
     for key, before in board.widths.items():
@@ -227,7 +233,14 @@ def render(board: Board, now: float, width: int, height: int) -> RenderableType:
     columns = _that_fit(board.widths, width)
     stale = "dim" if board.connection.state != "connected" else ""
     lines = [_line(headings, columns, board.widths), *(_line(row, columns, board.widths, stale) for row in shown)]
-    return Group(_header(board, now), *lines, _footer(board, len(shown)))
+    return Group(_header(board, now), *tape, *lines, _footer(board, len(shown)))
+
+
+def _tape(board: Board) -> list[Text]:
+    """Return the line about the tape, if there is one."""
+    if board.deck is None or board.deck.state is None:
+        return []
+    return [status_line(board.deck.state, keys=board.deck.obeys)]
 
 
 def _line(cells: dict[str, Cell], columns: Sequence[str], widths: dict[str, int], style: str = "") -> Text:
@@ -296,7 +309,10 @@ def _state(connection: StateChange) -> str:
 def _footer(board: Board, shown: int) -> Text:
     more = len(board.rows) - shown
     parts = [f"{more} more; make the window higher or name symbols"] if more else []
-    parts += [*board.connection.refused[:1], board.connection.text, "Ctrl-C ends"]
+    parts += [*board.connection.refused[:1], board.connection.text]
+    if board.deck is not None:
+        parts.append(board.deck.text)
+    parts.append("Ctrl-C ends")
     return Text("  ".join(part for part in parts if part), _DIM, no_wrap=True, overflow="ellipsis")
 
 
@@ -323,7 +339,7 @@ async def watch(url: str, symbols: list[str], console: Console | None = None) ->
             wishes = [Subscription("ticker", tuple(chosen), {"event_trigger": trigger}) for trigger in TRIGGERS]
             async with open_stream(url, wishes) as stream:
                 if console.is_terminal and not console.is_dumb_terminal:
-                    await _show(board, stream, console)
+                    await _show(board, stream, console, Remote(url))
                 else:
                     await _print(board, stream, console.file)
             nursery.cancel_scope.cancel()
@@ -350,14 +366,26 @@ async def _choose(url: str, symbols: list[str]) -> list[str]:
     return list(dict.fromkeys(symbols)) or [pair["symbol"] for pair in distinct(pairs)]
 
 
-async def _show(board: Board, stream: trio.MemoryReceiveChannel[Message | StateChange], console: Console) -> None:
-    """Draw the board ten times a second; what comes in between only changes it."""
-    with Live(console=console, screen=True, auto_refresh=False) as live:
+async def _show(
+    board: Board, stream: trio.MemoryReceiveChannel[Message | StateChange], console: Console, remote: Remote
+) -> None:
+    """Draw the board ten times a second; what comes in between only changes it. ``q`` ends it, as Ctrl-C does."""
+    with single_keys() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
+        deck = board.deck = Deck(remote, obeys=keys is not None)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_draw, board, live)
-            async for item in stream:
-                board.apply(item, trio.current_time())
-            # The stream has ended for good; the reason stays on the screen until Ctrl-C.
+            nursery.start_soon(deck.follow)
+            nursery.start_soon(_take_in, board, stream)
+            if keys is None:
+                await trio.sleep_forever()
+            await deck.obey(keys)
+            nursery.cancel_scope.cancel()
+
+
+async def _take_in(board: Board, stream: trio.MemoryReceiveChannel[Message | StateChange]) -> None:
+    """Fill the board; when the stream has ended for good, the reason stays on the screen."""
+    async for item in stream:
+        board.apply(item, trio.current_time())
 
 
 async def _draw(board: Board, live: Live) -> None:

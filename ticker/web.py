@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 import h11
 import trio
 
-from ticker.head import BadHead, Head
+from ticker.head import BadHead, Head, read_body
 from ticker.transport import Transport
 
 #: How long a client may take to read a page.
@@ -33,6 +33,8 @@ _STATIC: Final = {"/": "index.html", "/static/status.js": "status.js", "/static/
 Page = tuple[int, str, bytes]
 #: Makes a page of the query's parameters.
 PageMaker = Callable[[dict[str, str]], Page]
+#: Does what the JSON body of a POST asks for, and makes a page of it.
+Action = Callable[[bytes], Page]
 
 
 class Web:
@@ -40,17 +42,24 @@ class Web:
 
     Args:
         pages: What makes the page of a path; the status page is there anyway.
+        actions: What answers to a POST, by path.
     """
 
-    def __init__(self, pages: Mapping[str, PageMaker]) -> None:
+    def __init__(self, pages: Mapping[str, PageMaker], actions: Mapping[str, Action] | None = None) -> None:
         self._pages = pages
+        self._actions = actions or {}
 
     async def respond(self, transport: Transport, head: Head) -> None:
         """Answer a request."""
-        if head.method not in ("GET", "HEAD"):
-            raise BadHead(405, "only GET and HEAD")
-        status, kind, body = self._page(head)
-        await _send(transport, status, kind, body, body_wanted=head.method == "GET")
+        action = self._actions.get(head.path)
+        if action is not None and head.method == "POST":
+            status, kind, body = action(await read_body(transport, head))
+        elif head.method in ("GET", "HEAD"):
+            status, kind, body = self._page(head)
+        else:
+            allowed = "GET, HEAD" if action is None else "GET, HEAD, POST"
+            raise BadHead(405, f"only {allowed}", (("allow", allowed),))
+        await _send(transport, status, kind, body, body_wanted=head.method != "HEAD")
 
     async def refuse(self, transport: Transport, error: BadHead) -> None:
         """Answer a request that cannot be served."""
@@ -82,8 +91,6 @@ async def _send(
         *_SECURITY,
         *extra,
     ]
-    if status == 405:
-        headers.append(("allow", "GET, HEAD"))
     if status == 503:
         headers.append(("retry-after", "5"))
     writer = h11.Connection(h11.SERVER)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import re
 from decimal import Decimal, InvalidOperation
-from typing import Any, ClassVar, Final, Literal, NoReturn, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Final, Literal, NoReturn, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from feeds.errors import OptionError
+from feeds.instants import parse_instant
 from ticker.errors import Code, RequestError
 
 API_VERSION: Final = "v2"
@@ -56,7 +58,8 @@ Encoding = Literal["json", "struct"]
 class SubscribeParams(msgspec.Struct, frozen=True):
     """Parameters of ``subscribe``, ``unsubscribe`` and ``resync``; which of them count depends on the channel.
 
-    Those from ``interval_ms`` on are the native profile's; they mean nothing to plain clients.
+    Those from ``interval_ms`` on are the native profile's; they mean nothing to plain clients. ``session`` is the
+    replay session whose market is meant; without it, the server's own.
     """
 
     #: Fields whose unknown words are those of another version, and passed over: the reply says what was granted.
@@ -80,13 +83,18 @@ class SubscribeParams(msgspec.Struct, frozen=True):
     numbers: Numbers | UnsetType = UNSET
     encoding: Encoding | UnsetType = UNSET
     resume: Resume | UnsetType = UNSET
+    session: str | UnsetType = UNSET
 
     @property
     def symbols(self) -> list[str]:
         """The symbols asked for; empty if none were given."""
-        if self.symbol is UNSET:
-            return []
-        return [self.symbol] if isinstance(self.symbol, str) else self.symbol
+        return _listed(self.symbol)
+
+
+def _listed(symbol: str | list[str] | UnsetType) -> list[str]:
+    if symbol is UNSET:
+        return []
+    return [symbol] if isinstance(symbol, str) else symbol
 
 
 class UpdateParams(msgspec.Struct, frozen=True):
@@ -94,6 +102,68 @@ class UpdateParams(msgspec.Struct, frozen=True):
 
     sub_id: int
     interval_ms: int
+
+
+#: RFC 3339, "+90s" after the start of the tape, or ns UTC.
+Instant = str | int
+
+
+class ReplayStartParams(msgspec.Struct, frozen=True):
+    """Parameters of ``replay_start``.
+
+    Attributes:
+        source: A name of those that ``replay_sources`` lists.
+        session: The session to join, or to begin under this name; without one, a new session of one's own.
+        symbol: Only these of the recording.
+        start: "from": the tape begins here instead of at its first row.
+        end: "to": nothing of the tape at or after this instant is played.
+        speed: Tape seconds per second; 0: as fast as the slowest lossless subscriber reads.
+        start_paused: Whether it waits for ``resume``.
+        loop: Whether it begins again at the end.
+        gap: "keep", "skip" or "cap:SECONDS".
+    """
+
+    NUMBERS: ClassVar[tuple[str, ...]] = ("speed",)
+
+    source: str
+    session: str | UnsetType = UNSET
+    symbol: str | list[str] | UnsetType = UNSET
+    start: Instant | UnsetType = msgspec.field(name="from", default=UNSET)
+    end: Instant | UnsetType = msgspec.field(name="to", default=UNSET)
+    speed: Decimal = Decimal(1)
+    start_paused: bool = False
+    loop: bool = False
+    gap: str = "keep"
+
+    @property
+    def symbols(self) -> list[str]:
+        """The symbols asked for; empty if none were given."""
+        return _listed(self.symbol)
+
+
+class ReplayAction(msgspec.Struct, frozen=True):
+    """What is to become of a replay: the body of ``POST /api/replay``, and with a session ``replay_control``.
+
+    Attributes:
+        action: What to do.
+        to: ``seek``: where to; ``step``: how far. The first row at or after it is the next.
+        speed: ``speed``: tape seconds per second; 0: as fast as possible.
+        events: ``step``: how many events; 1 if neither this nor ``to`` is given.
+    """
+
+    NUMBERS: ClassVar[tuple[str, ...]] = ("speed",)
+
+    action: Literal["pause", "resume", "seek", "speed", "step", "stop"]
+    to: Instant | UnsetType = UNSET
+    speed: Decimal | UnsetType = UNSET
+    events: Annotated[int, msgspec.Meta(ge=1)] | UnsetType = UNSET
+
+
+class ReplayControlParams(ReplayAction, frozen=True, kw_only=True):
+    """Parameters of ``replay_control``; ``leave`` is to go without stopping it."""
+
+    action: Literal["pause", "resume", "seek", "speed", "step", "stop", "leave"]  # type: ignore[assignment]
+    session: str
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -120,11 +190,12 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     req_id: int | UnsetType = UNSET
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """A message of a channel whose rows are not market data."""
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A message of a channel whose rows are not market data; ``session`` where it is of a replay session."""
 
     channel: str
     type: Literal["snapshot", "update"]
+    session: str | UnsetType = UNSET
     data: Any
 
 
@@ -138,6 +209,9 @@ class StatusRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         epoch: Native profile: the present numbering.
         limits: Native profile: what one connection may do.
         orders: Native profile: whether orders outlive the server: ``durable``, ``memory`` or ``unavailable``.
+        source: Native profile: the recording of a replay.
+        speed: Native profile: tape seconds per second of a replay; 0: as fast as possible.
+        model, seed: Native profile: of a simulation.
     """
 
     system: Literal["online", "maintenance"]
@@ -149,6 +223,10 @@ class StatusRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     epoch: str | UnsetType = UNSET
     limits: dict[str, Any] | UnsetType = UNSET
     orders: str | UnsetType = UNSET
+    source: str | UnsetType = UNSET
+    speed: float | UnsetType = UNSET
+    model: str | UnsetType = UNSET
+    seed: int | UnsetType = UNSET
 
 
 class NativeHeartbeat(msgspec.Struct, frozen=True, kw_only=True):
@@ -232,6 +310,42 @@ def params_of(request: Request, kind: type[_Params]) -> _Params:
         found = _FIELD.search(str(error))
         text, field = f"{request.method}: {error}"[:MAX_ECHO], found[1] if found else None
         raise RequestError(text, Code.INVALID_FIELD, field=field) from None
+
+
+def params_in(text: str, what: str, kind: type[_Params]) -> _Params:
+    """Read the JSON body of a page request as strictly as a request's parameters.
+
+    Args:
+        text: The body.
+        what: What the error calls it.
+        kind: What it is to be.
+
+    Raises:
+        RequestError: It is not JSON of the accepted kind, or a field is missing or has the wrong type.
+    """
+    raw = _loads(text)
+    if not isinstance(raw, dict):
+        raise RequestError(f"{what}: the body is an object", Code.INVALID_REQUEST)
+    return params_of(Request(what, raw), kind)
+
+
+def instant_ns(value: Instant, field: str, start_ns: int) -> int:
+    """Return an instant (int ns UTC) that a client gave.
+
+    Args:
+        value: As text, see :func:`feeds.instants.parse_instant`, or ns UTC.
+        field: Where it was given.
+        start_ns: What "+90s" is counted from, ns UTC.
+
+    Raises:
+        RequestError: It is no instant; the text names the field.
+    """
+    if isinstance(value, int):
+        return value
+    try:
+        return parse_instant(value, start_ns)
+    except OptionError as error:
+        raise RequestError(f"{field}: {error}"[:MAX_ECHO], Code.BAD_TIME, field=field) from None
 
 
 def _loads(text: str) -> Any:  # noqa: ANN401 - JSON

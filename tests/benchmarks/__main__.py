@@ -33,6 +33,8 @@ TABLES = {
     "simulate": ("simulated feed", in_process("bench_simulate")),
     "replay": ("replayed feed", in_process("bench_replay")),
     "convert": ("vendors' files made into recordings", in_process("bench_convert")),
+    "lossless": ("lossless replay to a client", with_processes("bench_lossless")),
+    "seek": ("seeking in a recording", in_process("bench_seek")),
     "journal": ("journal of orders", in_process("bench_journal")),
     "record": ("recorder", in_process("bench_record")),
 }

@@ -287,8 +287,8 @@ async def open_connection(url: str, *, subprotocols: Sequence[str] = ()) -> Asyn
     Raises:
         ConnectionRefused: There is no connection to be had.
     """
-    address = _Address.of(url)
-    async with await _dial(address) as stream:
+    address = Address.of(url)
+    async with await dial(address) as stream:
         with _single_error(url):
             async with trio.open_nursery() as nursery:  # of trio-websocket's reader
                 socket = await _shake_hands(nursery, stream, address, subprotocols)
@@ -300,7 +300,7 @@ async def open_connection(url: str, *, subprotocols: Sequence[str] = ()) -> Asyn
                     nursery.cancel_scope.cancel()
 
 
-class _Address(msgspec.Struct, frozen=True):
+class Address(msgspec.Struct, frozen=True):
     """The parts of a URL."""
 
     url: str
@@ -310,7 +310,7 @@ class _Address(msgspec.Struct, frozen=True):
     resource: str
 
     @classmethod
-    def of(cls, url: str) -> _Address:
+    def of(cls, url: str) -> Address:
         """Raise ConnectionRefused for a URL that is none."""
         try:
             parts = urlsplit(url)
@@ -332,7 +332,7 @@ class _Address(msgspec.Struct, frozen=True):
 _ClientStream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
-async def _dial(address: _Address) -> _ClientStream:
+async def dial(address: Address) -> _ClientStream:
     """Open the stream below a WebSocket."""
     try:
         with trio.fail_after(CONNECT_TIMEOUT_S):
@@ -357,7 +357,7 @@ async def _encrypt(stream: trio.SocketStream, host: str) -> _ClientStream:
 
 
 async def _shake_hands(
-    nursery: trio.Nursery, stream: _ClientStream, address: _Address, subprotocols: Sequence[str]
+    nursery: trio.Nursery, stream: _ClientStream, address: Address, subprotocols: Sequence[str]
 ) -> trio_websocket.WebSocketConnection:
     """Open the WebSocket; a server that rejects it makes trio-websocket's reader raise in the nursery instead."""
     try:

@@ -194,6 +194,7 @@ async function figures() {
   try {
     const [stats] = await Promise.all([page("/api/stats", "json"), readHealth()]);
     showStats(stats);
+    await readTape();
   } catch {
     for (const id of ["feed", "events", "sessions", "subscriptions", "lateness"]) $(id).textContent = "–";
     counted.events = null;
@@ -232,6 +233,71 @@ function showStats(stats) {
   $("sessions").textContent = stats.sessions.toLocaleString("en");
   $("lateness").textContent = `${stats.flush_lateness_ms.p99.toFixed(1)} ms`;
 }
+
+/* The tape, where the server replays one */
+
+const SPEEDS = [0.1, 0.5, 1, 2, 5, 10, 20, 50, 100, 1000, 0];  // 0: as fast as possible
+const JUMP_MS = 10000;
+let tape = null;
+
+async function readTape() {
+  if (health === null || health.mode !== "replay") return;
+  showTape(await page("/api/replay", "json"));
+}
+
+function showTape(state) {
+  tape = state;
+  $("replay").hidden = state.source === null;
+  if (state.source === null) return;
+  $("replay-state").textContent = state.state;
+  $("replay-toggle").textContent = state.state === "playing" ? "Pause" : "Play";
+  $("replay-ts").textContent = `${state.ts.slice(0, 23).replace("T", " ")} UTC`;
+  if (document.activeElement !== $("replay-seek")) $("replay-seek").value = state.progress;
+  if (document.activeElement !== $("replay-speed")) showSpeed(state.speed);
+}
+
+function showSpeed(speed) {
+  const speeds = SPEEDS.includes(speed) ? SPEEDS : [speed, ...SPEEDS];
+  $("replay-speed").replaceChildren(...speeds.map((value) => {
+    const option = document.createElement("option");
+    option.value = value;
+    option.textContent = value ? `${value}×` : "max";
+    option.selected = value === speed;
+    return option;
+  }));
+}
+
+async function control(body) {
+  try {
+    const response = await fetch("/api/replay", {
+      method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body),
+    });
+    const answer = await response.json();
+    $("replay-error").textContent = response.ok ? "" : answer.error;
+    if (response.ok) showTape(answer);
+  } catch (error) {
+    $("replay-error").textContent = String(error);
+  }
+}
+
+function seek(ms) {
+  control({ action: "seek", to: new Date(ms).toISOString() });
+}
+
+function seekShare(share) {
+  const [from, to] = [Date.parse(tape.from), Date.parse(tape.to)];
+  seek(Math.round(from + share * (to - from)));
+}
+
+$("replay-toggle").onclick = () => control({ action: tape.state === "playing" ? "pause" : "resume" });
+$("replay-back").onclick = () => seek(Date.parse(tape.ts) - JUMP_MS);
+$("replay-on").onclick = () => seek(Date.parse(tape.ts) + JUMP_MS);
+$("replay-step").onclick = () => control({ action: "step" });
+$("replay-seek").onchange = (event) => { seekShare(Number(event.target.value)); event.target.blur(); };
+$("replay-speed").onchange = (event) => {
+  control({ action: "speed", speed: Number(event.target.value) });
+  event.target.blur();
+};
 
 /* How to connect */
 

@@ -64,7 +64,8 @@ class OhlcTopic(Topic):
 
     def _say(self, kind: str, rows: str, prev: int | None, last: int, n: int, dropped: int = 0) -> Piece:
         pos = self._pos(prev, last, n, dropped) if self.key.native else ""
-        data = message("ohlc", kind, rows, pos=pos, timestamp=rfc3339(self._history.ts))
+        timestamp, session = rfc3339(self._history.ts), self._listings.session
+        data = message("ohlc", kind, rows, pos=pos, timestamp=timestamp, session=session)
         return Piece(self._framed(data), 0 if prev is None else last - prev, n, dropped)
 
     def _present(self, listing: int) -> Mark:

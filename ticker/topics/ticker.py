@@ -75,7 +75,8 @@ class TickerTopic(Topic):
         if not self.key.native:
             updates = [framed(f'{{"channel":"ticker","type":"update","data":[{text}]}}'.encode()) for text in texts]
         else:
-            head = f'{{"channel":"ticker","type":"update","pos":{{"epoch":"{self._history.epoch}","prev":'
+            session = f'"session":"{self._listings.session}",' if self._listings.session else ""
+            head = f'{{"channel":"ticker","type":"update",{session}"pos":{{"epoch":"{self._history.epoch}","prev":'
             tail = f',"dropped":0,"window_ms":{self.key.interval_ms}}},"data":['
             updates = [
                 framed(f'{head}{prev},"last":{last},"n":1,"conflated":{last - prev - 1}{tail}{text}]}}'.encode())

@@ -442,9 +442,8 @@ class Topic(ABC):
     def _say(self, kind: str, rows: str, prev: int | None, last: int, n: int, dropped: int = 0) -> Piece:
         """Return a message about one listing; ``prev`` is None in a snapshot."""
         pos = self._pos(prev, last, n, dropped) if self.key.native else ""
-        return Piece(
-            self._framed(message(self.key.channel, kind, rows, pos=pos)), 0 if prev is None else last - prev, n, dropped
-        )
+        data = message(self.key.channel, kind, rows, pos=pos, session=self._listings.session)
+        return Piece(self._framed(data), 0 if prev is None else last - prev, n, dropped)
 
     def _pos(self, prev: int | None, last: int, n: int, dropped: int) -> str:
         before = "null" if prev is None else prev

@@ -1,0 +1,399 @@
+"""Replays that clients ask for: each a recording, played to those who joined it, with a market of its own.
+
+A replay has a name, its *session*; whoever says the same name and source joins it. It has its own history, broadcaster
+and pace, so nobody in the server's own market notices. At speed 0 it goes as fast as the slowest of its lossless
+subscribers reads. It ends when it is stopped, or a while after the last of its clients has left.
+
+:meth:`Replays.run` holds the nursery of all of them. This module must not know requests or sockets.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Annotated, Any, Final, Protocol
+
+import msgspec
+import trio
+
+from feeds.clock import parse_gap
+from feeds.errors import FeedError, OptionError
+from feeds.pace import BATCH_ROWS
+from feeds.records import Batch, Marker
+from feeds.replay import ReplayFeed
+from feeds.store import Recording
+from ticker.broadcast import Broadcaster
+from ticker.bus import PatientBus
+from ticker.checkpoints import Checkpoints
+from ticker.control import perform, standing
+from ticker.errors import Code, RequestError
+from ticker.history import History, HistoryOptions
+from ticker.library import Library
+from ticker.listings import Listings
+from ticker.market import Publication
+from ticker.prints import ROW_BYTES
+from ticker.selection import Selection
+from ticker.wire import Instant, ReplayAction, instant_ns
+
+logger = logging.getLogger(__name__)
+
+#: A tape waits for its first subscriber, and then this long for the rest of its subscriptions.
+SETTLE_S: Final = 0.5
+#: Clients hear this often where a tape is that plays; one that stands still is looked at more often, for its steps.
+REPORT_S: Final = 1.0
+LOOK_S: Final = 0.1
+#: For how long a new epoch waits for lossless subscribers who have not yet taken the end of the last one.
+PATIENCE_S: Final = 2.0
+#: Requests that may wait for their recording to be opened.
+QUEUE_DEPTH: Final = 64
+
+
+class ReplaysOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What clients may replay, and how much of it.
+
+    Attributes:
+        directory: The folder with the recordings; empty: none.
+        max_sessions: Replays at a time.
+        max_sessions_per_connection: Those that one client may have joined at a time.
+        linger_s: For how many seconds a replay waits for somebody to come back after its last client has left.
+        digest_events: A digest of the stream is told every so many rows.
+    """
+
+    directory: str = ""
+    max_sessions: Annotated[int, msgspec.Meta(ge=1)] = 16
+    max_sessions_per_connection: Annotated[int, msgspec.Meta(ge=1)] = 4
+    linger_s: Annotated[float, msgspec.Meta(ge=0)] = 30.0
+    digest_events: Annotated[int, msgspec.Meta(ge=1)] = 100_000
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """A replay that a client asks for.
+
+    Attributes:
+        session: Its name; empty: a new one that nobody else knows.
+        source: The recording's name.
+        symbols: Only these; empty: all.
+        start: Where it begins; None: at the first row.
+        end: Before which instant it ends; None: after the last row.
+        speed: Tape seconds per second, or infinity.
+        start_paused: Whether it waits to be resumed instead of for its first subscription.
+        loop: Whether it begins again at its end.
+        gap: What becomes of silences, as :func:`feeds.clock.parse_gap` reads it.
+    """
+
+    session: str
+    source: str
+    symbols: tuple[str, ...]
+    start: Instant | None
+    end: Instant | None
+    speed: float
+    start_paused: bool
+    loop: bool
+    gap: str
+
+
+class Member(Protocol):
+    """What a replay needs of a client."""
+
+    def told(self, row: dict[str, Any]) -> None:
+        """Take note of where a replay is."""
+
+    def dismissed(self, replay: Replay) -> None:
+        """Take note that a replay is over."""
+
+
+class Replay:
+    """A recording that is played to its members.
+
+    Args:
+        wish: What is played, under which name.
+        recording: The tape.
+        options: For how long it waits, how often it says its digest.
+        history: How much is kept for those who missed it; at least what one batch of the tape has.
+        explain: Returns what clients are told of an error.
+
+    Raises:
+        OptionError: Nothing of the tape is between ``from`` and ``to``.
+        RequestError: It does not have one of the symbols, or an instant is none.
+
+    Attributes:
+        wish: As given.
+        market: What one can subscribe to.
+        playback: Controls it.
+        members: Clients that have joined.
+        began: Set with the first epoch, or at the end if there was none.
+        error: Why it has ended, if it was not stopped.
+    """
+
+    def __init__(
+        self,
+        wish: Wish,
+        recording: Recording,
+        options: ReplaysOptions,
+        history: HistoryOptions,
+        explain: Callable[[BaseException], str],
+    ) -> None:
+        self.wish = wish
+        self._explain = explain
+        self.members: dict[Member, None] = {}
+        self.began = trio.Event()
+        self.error = ""
+        self._told: dict[str, Any] = {}  # the row that members heard last
+        self._over = False
+        self._heard = trio.Event()
+        self._selection = Selection(recording.instruments, wish.symbols)
+        self._feed = ReplayFeed(
+            recording,
+            speed=wish.speed,
+            loop=wish.loop,
+            gap=parse_gap(wish.gap),
+            start_paused=wish.start_paused,
+            from_ns=None if wish.start is None else instant_ns(wish.start, "from", recording.start_ns),
+            to_ns=None if wish.end is None else instant_ns(wish.end, "to", recording.start_ns),
+            hold_end=True,
+            wait_start=None if wish.start_paused else self._wait_start,
+        )
+        self.playback = self._feed.playback
+        self.market = self._published(_roomy(history, len(self._selection.instruments)))
+        self._linger_s = options.linger_s
+        self._checkpoints = Checkpoints(options.digest_events)
+        self._life = trio.CancelScope(deadline=trio.current_time() + options.linger_s)
+        self._patience = trio.CancelScope()  # of the present wait for slow readers; a stopped tape has none
+
+    def _published(self, options: HistoryOptions) -> Publication:
+        instruments = self._selection.instruments
+        history, listings = History(instruments, options), Listings(instruments, self.wish.session)
+        return Publication(
+            name=self._feed.name,
+            mode=self._feed.mode,
+            history=history,
+            listings=listings,
+            broadcaster=Broadcaster(history, listings, self._heard),
+            heard=self._heard,
+            playback=self.playback,
+        )
+
+    async def _wait_start(self) -> None:
+        await self._heard.wait()
+        await trio.sleep(SETTLE_S)
+
+    # Who listens
+
+    def join(self, member: Member) -> None:
+        """Take in a client."""
+        self.members[member] = None
+        self._life.deadline = math.inf
+
+    def leave(self, member: Member) -> None:
+        """Let a client go; the last one leaves the replay to wait for a while, and to end."""
+        del self.members[member]
+        if not self.members:
+            self._life.deadline = trio.current_time() + self._linger_s
+
+    def perform(self, wish: ReplayAction) -> None:
+        """Do with the tape what a member asks for; as :func:`ticker.control.perform`."""
+        perform(self.market, wish)
+        if self.playback.stopped:
+            self._patience.cancel()
+
+    def report(self) -> None:
+        """Tell everybody where the replay is; that it has been stopped they hear once it is over."""
+        if self.playback.stopped and not self._over:
+            return
+        row = self._told = self.row()
+        for member in list(self.members):
+            member.told(row)
+
+    def row(self) -> dict[str, Any]:
+        """Return where the replay is, as the ``replay`` channel says it."""
+        row: dict[str, Any] = {"session": self.wish.session, **standing(self.playback, self.market.history.epoch)}
+        row["digest"] = self._checkpoints.last
+        return row | {"error": self.error} if self.error else row
+
+    # The tape
+
+    async def run(self) -> None:
+        """Play the tape until it is stopped, breaks, or nobody has listened for a while; never raises."""
+        try:
+            with self._life:
+                await self._play()
+        except* FeedError as errors:
+            error: BaseException = errors
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            self.error = self._explain(error)
+            logger.warning("replay %s of %s has ended: %s", self.wish.session, self.wish.source, error)
+        except* Exception:
+            self.error = "internal error"
+            logger.exception("replay %s of %s ended by a defect", self.wish.session, self.wish.source)
+        self.playback.stop()
+        self._over = True
+        self.began.set()
+        self.report()
+        for member in list(self.members):
+            member.dismissed(self)
+
+    async def _play(self) -> None:
+        bus = PatientBus(self._publish, self._mark, self._patient, self._wait_told)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.market.broadcaster.run)
+            nursery.start_soon(self._report_often)
+            await self._feed.run(bus)
+            await self.market.broadcaster.settle()
+            nursery.cancel_scope.cancel()
+
+    def _patient(self) -> bool:
+        return math.isinf(self.playback.speed)
+
+    async def _wait_told(self) -> None:
+        if not self.playback.stopped:
+            with trio.CancelScope() as self._patience:
+                await self.market.broadcaster.wait_told()
+
+    def _publish(self, batch: Batch) -> None:
+        batch = self._selection.of(batch)
+        self.market.broadcaster.publish(batch)
+        if self._checkpoints.pass_over(batch):
+            self.report()
+
+    async def _mark(self, marker: Marker) -> None:
+        if marker.kind == "epoch":
+            with trio.move_on_after(PATIENCE_S):
+                await self.market.broadcaster.wait_told()
+            self._checkpoints.begin()
+        elif marker.kind == "end":
+            self._checkpoints.end()
+        await self.market.broadcaster.mark(marker)
+        self.began.set()
+        self.report()
+
+    async def _report_often(self) -> None:
+        while True:
+            await trio.sleep(REPORT_S if self.playback.state == "playing" else LOOK_S)
+            if self.row() != self._told:
+                self.report()
+
+
+def _roomy(options: HistoryOptions, instruments: int) -> HistoryOptions:
+    """Return options by which a whole batch is kept for a lossless subscriber, whatever instrument it is of."""
+    trades = BATCH_ROWS * max(instruments, 1)
+    return msgspec.structs.replace(
+        options,
+        trade_rows=max(options.trade_rows, trades),
+        trade_bytes=max(options.trade_bytes, trades * ROW_BYTES),
+        event_rows=max(options.event_rows, BATCH_ROWS),
+        event_bytes=max(options.event_bytes, BATCH_ROWS * 1024),
+    )
+
+
+class Replays:
+    """All replays that clients have asked for.
+
+    Args:
+        library: What may be replayed.
+        options: And how much of it.
+        history: How much a replay keeps for those who missed it.
+    """
+
+    def __init__(self, library: Library, options: ReplaysOptions, history: HistoryOptions) -> None:
+        self.options = options
+        self._library = library
+        self._history = history
+        self._replays: dict[str, Replay] = {}
+        self._jobs, self._todo = trio.open_memory_channel[Callable[[trio.Nursery], Awaitable[None]]](QUEUE_DEPTH)
+
+    def ask_sources(self, answer: Callable[[list[str]], None], refuse: Callable[[RequestError], None]) -> None:
+        """Have somebody told which recordings there are, or why nobody knows.
+
+        Raises:
+            RequestError: Too many wait.
+        """
+        self._do(partial(self._list, answer, refuse))
+
+    def ask(self, wish: Wish, welcome: Callable[[Replay], None], refuse: Callable[[RequestError], None]) -> None:
+        """Ask for a replay: for the one of that name, or a new one.
+
+        Args:
+            wish: Which.
+            welcome: Called with it once it runs.
+            refuse: Called instead where there is none to be had.
+
+        Raises:
+            RequestError: Too many wait for theirs.
+        """
+        self._do(partial(self._admit, wish, welcome, refuse))
+
+    def _do(self, job: Callable[[trio.Nursery], Awaitable[None]]) -> None:
+        try:
+            self._jobs.send_nowait(job)
+        except trio.WouldBlock:
+            raise RequestError("EService:Busy", Code.BUSY) from None
+
+    async def run(self) -> None:
+        """Open and run replays, for ever. The folder is read for one client after the other."""
+        async with trio.open_nursery() as nursery:
+            async for job in self._todo:
+                await job(nursery)
+
+    async def _list(
+        self, answer: Callable[[list[str]], None], refuse: Callable[[RequestError], None], nursery: trio.Nursery
+    ) -> None:
+        try:
+            names = await trio.to_thread.run_sync(self._library.names)
+        except RequestError as error:
+            refuse(error)
+        else:
+            answer(names)
+
+    async def _admit(
+        self,
+        wish: Wish,
+        welcome: Callable[[Replay], None],
+        refuse: Callable[[RequestError], None],
+        nursery: trio.Nursery,
+    ) -> None:
+        try:
+            replay = await self._found(wish, nursery)
+        except RequestError as error:
+            refuse(error)
+        except Exception:  # one file must not end the server
+            logger.exception("%s could not be opened for a replay", wish.source)
+            refuse(RequestError("internal error", Code.UNAVAILABLE))
+        else:
+            welcome(replay)
+
+    async def _found(self, wish: Wish, nursery: trio.Nursery) -> Replay:
+        replay = self._replays.get(wish.session)
+        if replay is None:
+            replay = await self._opened(wish)
+            self._replays[replay.wish.session] = replay
+            await nursery.start(self._run, replay)
+        if replay.wish.source != wish.source:
+            text = f"session {wish.session} is a replay of another source"
+            raise RequestError(text, Code.OTHER_SOURCE, field="source")
+        if replay.playback.stopped:
+            raise RequestError(replay.error or "the session has just been stopped", Code.UNREADABLE_SOURCE)
+        return replay
+
+    async def _opened(self, wish: Wish) -> Replay:
+        if len(self._replays) >= self.options.max_sessions:
+            text = f"the server runs {self.options.max_sessions} replays already"
+            raise RequestError(text, Code.TOO_MANY_SESSIONS)
+        recording = await trio.to_thread.run_sync(self._library.open, wish.source)
+        if not wish.session:
+            wish = msgspec.structs.replace(wish, session=secrets.token_hex(8))
+        try:
+            return Replay(wish, recording, self.options, self._history, self._library.explained)
+        except OptionError as error:  # of the tape nothing is left between from and to
+            raise RequestError(str(error), Code.BAD_TIME, field="from") from None
+
+    async def _run(self, replay: Replay, *, task_status: trio.TaskStatus[None]) -> None:
+        """Run a replay; it has started once its first epoch has begun, or once it is over without."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(replay.run)
+            await replay.began.wait()
+            task_status.started()
+        del self._replays[replay.wish.session]
