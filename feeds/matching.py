@@ -17,11 +17,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from feeds.records import BUY
-from feeds.transcript import Transcript
+from feeds.transcript import NOTHING, Transcript
 from feeds.venue import Match, SelfTrade
 
-#: The best rank of an empty side: worse than every price.
-NOTHING: Final = -(2**62)
 #: The rank of an order without a limit: better than every price, but not met by NOTHING.
 ANY_PRICE: Final = 2**61
 

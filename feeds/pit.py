@@ -42,8 +42,8 @@ class Pit:
         self._moved: list[Match] = []
 
     def opening(self) -> Batch:
-        """Return all books as they are, none of them empty on a side; what led to them is not published."""
-        return self._transcript.opening(self.now_ns, [(_top(book.bids), _top(book.asks)) for book in self.books])
+        """Return all books as they are; what led to them is not published."""
+        return self._transcript.opening(self.now_ns, [(_ranked(book.bids), _ranked(book.asks)) for book in self.books])
 
     def publish(self, now_ns: int) -> Batch:
         """Move time and return what has happened up to then."""
@@ -121,6 +121,6 @@ class Pit:
         return matches
 
 
-def _top(side: Side) -> list[tuple[int, int]]:
-    """Return the levels of a side, best first: (ticks, lots)."""
-    return [(abs(level.rank), level.lots) for level in side]
+def _ranked(side: Side) -> list[tuple[int, int]]:
+    """Return the levels of a side, best first: (rank, lots)."""
+    return [(level.rank, level.lots) for level in side]

@@ -33,6 +33,9 @@ from feeds.records import (
 )
 from feeds.venue import Match
 
+#: The best rank of an empty side: worse than every price.
+NOTHING: Final = -(2**62)
+
 #: Integers of one entry of each list.
 _EVENT: Final = 8
 _LEVEL: Final = 2
@@ -42,7 +45,7 @@ _PRINT: Final = 4
 class Transcript:
     """Everything since the last batch.
 
-    A *rank* is a bid's price, or an offer's price with a minus; an empty side has some rank, and no lots.
+    A *rank* is a bid's price, or an offer's price with a minus.
 
     Attributes:
         events: ``ts, instrument, len(levels), len(prints), bid rank, bid lots, ask rank, ask lots`` at the end of each.
@@ -80,15 +83,16 @@ class Transcript:
 
         Args:
             ts: ns UTC.
-            books: Bids and offers of each instrument, best first, none of them empty: (ticks, lots).
+            books: Bids and offers of each instrument, best first: (rank, lots).
         """
         self._forget()
         rows, touches = [], []
         for instrument, (bids, asks) in enumerate(books):
             rows.append((instrument, CLEAR, NO_SIDE, MISSING, 0))
             for side, levels in ((BUY, bids), (SELL, asks)):
-                rows += [(instrument, SET, side, price, qty) for price, qty in levels]
-            touches.append((*bids[0], -asks[0][0], asks[0][1]))
+                rows += [(instrument, SET, side, abs(rank), lots) for rank, lots in levels]
+            bid, ask = (levels[0] if levels else (NOTHING, 0) for levels in (bids, asks))
+            touches.append((*bid, *ask))
         ids = np.arange(len(books))
         self._touch[:] = touches
         quotes = _quotes(np.full(len(books), ts), self._numbers(len(books)), ids, self._touch)

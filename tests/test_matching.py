@@ -8,9 +8,9 @@ from typing import NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feeds.matching import NOTHING, Level, Order, OrderBook, Side
+from feeds.matching import Level, Order, OrderBook, Side
 from feeds.records import BUY, SELL
-from feeds.transcript import Transcript
+from feeds.transcript import NOTHING, Transcript
 from feeds.venue import Match, SelfTrade
 
 reproducible = settings(deadline=None, derandomize=True)

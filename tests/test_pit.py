@@ -189,6 +189,14 @@ def test_what_happened_before_the_opening_is_not_published():
     assert len(pit.publish(NOW)) == 0
 
 
+def test_a_book_may_open_with_nothing_on_a_side():
+    pit = opened((SELL, 101, 10))
+    quotes = pit.opening().quotes
+    assert (quotes.bid_px.tolist(), quotes.bid_qty.tolist(), quotes.ask_px.tolist()) == ([MISSING], [0], [101])
+    act(pit, SELL, 102, 1)
+    assert len(pit.publish(NOW).quotes) == 0
+
+
 def test_a_side_that_is_empty_is_quoted_as_missing():
     pit = opened()
     pit.opening()
