@@ -280,7 +280,7 @@ class OrderBook:
             level = against.best
             before = level.lots
             met = self._take_level(order, level, self_trade)
-            if level.lots != before or level.head is None:
+            if level.lots != before:
                 self._levels += level.rank, level.lots
             if not level.lots:
                 against.drop(level.rank)

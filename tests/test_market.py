@@ -299,19 +299,19 @@ def prints_of(batch):
 
 
 @pytest.fixture(scope="module")
-def hour():
-    """BTC/USD for 150,000 events: as much as comes in twelve minutes at the default rate."""
+def busy():
+    """Tables of BTC/USD for 150,000 events, twelve minutes at the default rate, and how many seconds they take here."""
     batches = batches_of(75, symbols=("BTC/USD",), rate=20_000.0, window_ms=100)
     return tables_of(batches), 7.5
 
 
-def test_agents_are_as_busy_as_asked(hour):
-    (_, _, levels), seconds = hour
+def test_agents_are_as_busy_as_asked(busy):
+    (_, _, levels), seconds = busy
     assert (levels.flags & LAST != 0).sum() / seconds == pytest.approx(20_000, rel=0.03)
 
 
-def test_the_spread_is_narrow_and_the_market_two_sided(hour):
-    (_, quotes, _), _ = hour
+def test_the_spread_is_narrow_and_the_market_two_sided(busy):
+    (_, quotes, _), _ = busy
     assert (quotes.bid_px != MISSING).all()
     assert (quotes.ask_px != MISSING).all()
     spread = (quotes.ask_px - quotes.bid_px) // 19
@@ -321,15 +321,15 @@ def test_the_spread_is_narrow_and_the_market_two_sided(hour):
     assert (np.diff(shares[1:6]) < 0).all()
 
 
-def test_agents_take_no_more_than_the_best_price_offers(hour):
-    (trades, _, _), _ = hour
+def test_agents_take_no_more_than_the_best_price_offers(busy):
+    (trades, _, _), _ = busy
     of_one_order = np.diff(trades.ts_recv) == 0
     assert of_one_order.any()
     assert (np.diff(trades.price)[of_one_order] == 0).all()
 
 
-def test_buys_follow_buys_for_a_long_time(hour):
-    (trades, _, _), _ = hour
+def test_buys_follow_buys_for_a_long_time(busy):
+    (trades, _, _), _ = busy
     signs = trades.side[np.diff(trades.ts_recv, prepend=0) > 0].astype(float)  # one of each market order
     signs -= signs.mean()
 
@@ -341,8 +341,8 @@ def test_buys_follow_buys_for_a_long_time(hour):
     assert abs(memory(shuffled)) < 0.015
 
 
-def test_returns_have_fat_tails_and_prices_move_as_far_as_those_of_the_pair(hour):
-    (_, quotes, _), seconds = hour
+def test_returns_have_fat_tails_and_prices_move_as_far_as_those_of_the_pair(busy):
+    (_, quotes, _), seconds = busy
     grid = START + np.arange(0, seconds, 0.01) * 1e9  # of 0.01 s at this rate, 1 s at the default
     mid = ((quotes.bid_px + quotes.ask_px) / 2)[np.searchsorted(quotes.ts_recv, grid, side="right") - 1]
     returns = np.diff(np.log(mid))

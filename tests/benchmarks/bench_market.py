@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import count, islice
 from statistics import median
 
 import numpy as np
@@ -22,15 +22,17 @@ REPEATS = 5
 EVENTS = 200_000
 TARGET = 150_000
 
-#: An order entered, with its limit, or (place above -1) one cancelled: place among the entered, side, lots, price.
+TERRAIN = Terrain(1_000_000, 20, 1e6)
+
+#: An order entered (-1, side, lots, limit), or one cancelled: its place among those entered.
 Action = tuple[int, int, int, int | None]
 
 
 class NotedBook(OrderBook):
-    """A book that notes what agents do in it, to be done again by nobody."""
+    """A book that notes what agents do in it."""
 
     def __init__(self) -> None:
-        super().__init__(0, 1_000_000, Transcript(1))
+        super().__init__(0, TERRAIN.price, Transcript(1))
         self.actions: list[Action] = []
         self._places: dict[Order, int] = {}
 
@@ -46,15 +48,18 @@ class NotedBook(OrderBook):
         super().cancel(order)
 
 
-def actions() -> list[Action]:
-    """Return what agents do in one book."""
-    book = NotedBook()
-    agents = Agents(book, TERRAIN, np.random.SeedSequence(1), start_ns=0, events_per_s=1_000.0)
+def agents_in(book: OrderBook) -> Agents:
+    """Return agents who make an event in a millisecond."""
+    return Agents(book, TERRAIN, np.random.SeedSequence(1), start_ns=0, events_per_s=1_000.0)
+
+
+def noted() -> tuple[list[Action], int]:
+    """Return what agents do in one book, and how many numbers they draw for it; not every cancellation is accepted."""
+    book, drawn = NotedBook(), count()
+    agents = agents_in(book)
+    agents._numbers = (numbers for numbers, _ in zip(agents._numbers, drawn, strict=False))
     agents.act(EVENTS * 1_000_000)
-    return book.actions
-
-
-TERRAIN = Terrain(1_000_000, 20, 1e6)
+    return book.actions, next(drawn)
 
 
 def matched(done: list[Action]) -> None:
@@ -78,11 +83,11 @@ def read(done: list[Action]) -> None:
             orders.append(Order(side, lots))
 
 
-def per_second(count: int, work: Callable[[], object]) -> float:
+def per_second(number: int, work: Callable[[], object]) -> float:
     """Return how many a second of CPU time that is."""
     began = time.process_time()
     work()
-    return count / (time.process_time() - began)
+    return number / (time.process_time() - began)
 
 
 def feed(symbols: int, rate: float) -> MarketFeed:
@@ -102,31 +107,21 @@ def market_per_second(symbols: int) -> float:
     return events / (time.process_time() - began)
 
 
-def drawn_per_second() -> float:
-    """Return order events per second for drawing their random numbers and reading them, and nothing else."""
-    agents = Agents(OrderBook(0, TERRAIN.price, Transcript(1)), TERRAIN, np.random.SeedSequence(1), start_ns=0,
-                    events_per_s=1_000.0)  # fmt: skip
-
-    def draw() -> None:
-        for _ in islice(agents._draw(), int(EVENTS * DRAWN_PER_EVENT)):
-            pass
-
-    return per_second(EVENTS, draw)
-
-
-#: Numbers drawn for one event that happens, with those of cancellations that are not accepted.
-DRAWN_PER_EVENT = 1.31
+def draw(numbers: int) -> None:
+    """Draw random numbers of events and read them, and nothing else."""
+    for _ in islice(agents_in(OrderBook(0, TERRAIN.price, Transcript(1)))._numbers, numbers):
+        pass
 
 
 def rows() -> Iterator[Row]:
     """Measure, the contenders taking turns; each the median."""
-    done = actions()
+    done, drawn = noted()
     turns = [
         (
             per_second(len(done), lambda: matched(done)),
             per_second(len(done), lambda: read(done)),
             market_per_second(6),
-            drawn_per_second(),
+            per_second(EVENTS, lambda: draw(drawn)),
         )
         for _ in range(REPEATS)
     ]
