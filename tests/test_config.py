@@ -8,7 +8,7 @@ import trio
 from feeds.market import MarketFeed, MarketOptions
 from ticker import config
 from ticker.app import open_feed
-from ticker.cli import _flags, build_parser, main
+from ticker.cli import main
 from ticker.errors import ConfigError
 
 
@@ -96,12 +96,10 @@ def test_a_mistake_is_one_line_and_no_traceback(arguments, says, capsys):
     assert len(errors.strip().splitlines()) == 1
 
 
-def test_the_market_flag_opens_a_market_of_order_books():
-    tables = _flags(build_parser().parse_args(["serve", "--market", "--symbols", "BTC/USD", "--seed", "5"]))
-    feed = open_feed(config.load(None, tables), trio.Event())
+def test_a_table_of_its_own_opens_a_market_of_order_books():
+    feed = open_feed(config.load(None, {"market": {"symbols": ["BTC/USD"], "seed": 5}}), trio.Event())
     assert isinstance(feed, MarketFeed)
     assert (feed.options.symbols, feed.options.seed) == (("BTC/USD",), 5)
-    assert config.load(None, _flags(build_parser().parse_args(["serve", "--market"]))).market == MarketOptions()
 
 
 def test_help_teaches_and_nothing_is_an_error_of_usage(capsys):
