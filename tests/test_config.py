@@ -96,8 +96,8 @@ def test_a_mistake_is_one_line_and_no_traceback(arguments, says, capsys):
     assert len(errors.strip().splitlines()) == 1
 
 
-def test_a_table_of_its_own_opens_a_market_of_order_books():
-    feed = open_feed(config.load(None, {"market": {"symbols": ["BTC/USD"], "seed": 5}}), trio.Event())
+async def test_a_table_of_its_own_opens_a_market_of_order_books():
+    feed = await open_feed(config.load(None, {"market": {"symbols": ["BTC/USD"], "seed": 5}}), trio.Event())
     assert isinstance(feed, MarketFeed)
     assert (feed.options.symbols, feed.options.seed) == (("BTC/USD",), 5)
 
