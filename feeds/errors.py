@@ -21,3 +21,20 @@ class UnknownSymbolError(FeedError, LookupError):
 
 class OptionError(ValueError):
     """An option of a feed has a value that it does not allow; the text names both."""
+
+
+def check_options(options: object, *allowed: tuple[str, bool, str]) -> None:
+    """Look at one option after the other.
+
+    Args:
+        options: Have them as attributes.
+        *allowed: Of each its name, whether its value is allowed, and what is.
+
+    Raises:
+        OptionError: At the first that is not.
+    """
+    for name, fine, what in allowed:
+        if not fine:
+            value = repr(getattr(options, name))
+            value = value if len(value) <= 60 else value[:57] + "..."
+            raise OptionError(f"{name}: {value} is not allowed; allowed is {what}")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
@@ -16,10 +18,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from feeds.errors import OptionError
+from feeds.instruments import Instrument, Instruments
 from feeds.records import I64
 
 F64 = npt.NDArray[np.float64]
 
+_SYMBOL: Final = re.compile(r"[A-Z0-9._-]{1,16}/[A-Z0-9]{2,8}")
 DAYS_PER_YEAR: Final = 365  #: these markets never close
 NS_PER_YEAR: Final = DAYS_PER_YEAR * 86_400 * 1_000_000_000
 
@@ -104,6 +109,34 @@ def pair(symbol: str) -> Pair:
         price_precision=precision,
         daily_volatility=round(0.02 + 0.04 * second / 2**32, 4),
         qty=2_000 / price,
+    )
+
+
+def instruments_of(symbols: Sequence[str]) -> Instruments:
+    """Return the instruments of pairs, in their order.
+
+    Raises:
+        OptionError: There is none, one is not of the form BASE/QUOTE, or one is there twice.
+    """
+    if not symbols:
+        raise OptionError("symbols: none is given; allowed is at least one symbol")
+    for symbol, times in Counter(symbols).items():
+        if not _SYMBOL.fullmatch(symbol):
+            raise OptionError(f"symbols: {symbol!r} is not of the form BASE/QUOTE, as in BTC/USD: {_SYMBOL.pattern}")
+        if times > 1:
+            raise OptionError(f"symbols: each symbol once, and {symbol} is there more often")
+    return Instruments(map(_instrument, symbols))
+
+
+def _instrument(symbol: str) -> Instrument:
+    base, quote = symbol.split("/")
+    known = pair(symbol)
+    return Instrument(
+        symbol=symbol,
+        base=base,
+        quote=quote,
+        price_precision=known.price_precision,
+        qty_precision=known.qty_precision,
     )
 
 

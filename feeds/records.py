@@ -236,6 +236,13 @@ class Marker(msgspec.Struct, frozen=True, kw_only=True):
 Event = Batch | Marker
 
 
+def sums_before(values: I64 | npt.NDArray[np.bool_]) -> I64:
+    """Return the sum of the values before each, and of all: shape ``(values + 1,)``."""
+    sums = np.zeros(len(values) + 1, np.int64)
+    np.cumsum(values, out=sums[1:])
+    return sums
+
+
 class StreamDigest:
     """A SHA-256 of a stream's content that does not depend on how the stream was cut into batches.
 

@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
-from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
@@ -28,13 +26,11 @@ import trio
 
 from feeds import clock, models
 from feeds.depth import Books
-from feeds.errors import OptionError
-from feeds.instruments import Instrument, Instruments
+from feeds.errors import OptionError, check_options
 from feeds.models import Pair, RandomStreams
 from feeds.records import I64, Batch, Event, Levels, Marker, Quotes, Trades
 from feeds.ticks import Events, Ticks, tables
 
-_SYMBOL: Final = re.compile(r"[A-Z0-9._-]{1,16}/[A-Z0-9]{2,8}")
 NS_PER_MS: Final = 1_000_000
 #: Beyond this the books of a market with many symbols would cost more than all its ticks.
 BOOKS_PER_S: Final = 1_000
@@ -71,13 +67,8 @@ class SimulationOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 def _check(options: SimulationOptions) -> None:
     """Raise OptionError at the first option that is not allowed."""
-    for symbol in options.symbols:
-        if not _SYMBOL.fullmatch(symbol):
-            raise OptionError(f"symbols: {symbol!r} is not of the form BASE/QUOTE, as in BTC/USD: {_SYMBOL.pattern}")
-    repeated = [symbol for symbol, times in Counter(options.symbols).items() if times > 1]
-    allowed = (
-        ("symbols", bool(options.symbols), "at least one symbol"),
-        ("symbols", not repeated, f"each symbol once, and {repeated[:1]} is there more often"),
+    check_options(
+        options,
         ("rate", 0 < options.rate <= 5_000_000, "above 0 and at most 5000000 ticks per second"),
         ("seed", options.seed >= 0, "0 or more"),
         ("model", options.model in models.MODELS, "one of " + ", ".join(sorted(models.MODELS))),
@@ -87,9 +78,6 @@ def _check(options: SimulationOptions) -> None:
         ("window_ms", 1 <= options.window_ms <= 100, "1 to 100"),
         ("book_interval_ms", 0 <= options.book_interval_ms <= 60_000, "0, or at most 60000"),
     )
-    for name, fine, what in allowed:
-        if not fine:
-            raise OptionError(f"{name}: {_shortly(getattr(options, name))} is not allowed; allowed is {what}")
 
 
 def _completed(options: SimulationOptions, start_ns: int) -> SimulationOptions:
@@ -105,11 +93,6 @@ def _completed(options: SimulationOptions, start_ns: int) -> SimulationOptions:
             f"book_interval_ms: {books} is not allowed; allowed is a multiple of window_ms, which is {window}"
         )
     return options
-
-
-def _shortly(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 class SimulatedFeed:
@@ -130,6 +113,7 @@ class SimulatedFeed:
     mode = "sim"
 
     def __init__(self, options: SimulationOptions, *, speed: float = 1.0) -> None:
+        self.instruments = models.instruments_of(options.symbols)
         _check(options)
         if not speed > 0:
             raise OptionError(f"speed: {speed} is not allowed; allowed is any number above 0, and inf")
@@ -137,7 +121,6 @@ class SimulatedFeed:
         self.options = _completed(options, self._start_ns)
         self.speed = speed
         self._pairs = [models.pair(symbol) for symbol in options.symbols]
-        self.instruments = Instruments(map(_instrument, options.symbols, self._pairs))
         self._clock: clock.ReplayClock | None = None
         self._sent_ns = self._start_ns
 
@@ -177,13 +160,6 @@ class SimulatedFeed:
         if self._clock is None:
             return self._start_ns
         return max(self._sent_ns, self._clock.tape_at(trio.current_time()))
-
-
-def _instrument(symbol: str, pair: Pair) -> Instrument:
-    base, quote = symbol.split("/")
-    return Instrument(
-        symbol=symbol, base=base, quote=quote, price_precision=pair.price_precision, qty_precision=pair.qty_precision
-    )
 
 
 class _Market:

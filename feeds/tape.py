@@ -39,7 +39,7 @@ import numpy.typing as npt
 from feeds.book import Books
 from feeds.records import BUY, CLEAR, I64, MISSING, SELL, SNAPSHOT, Batch, Levels
 from feeds.resting import FAR, Queue, Resting, RestingSide, Taken, shrink
-from feeds.venue import Entry, Match, Outcome
+from feeds.venue import Entry, Match, Outcome, SelfTrade
 
 
 class LastState(Protocol):
@@ -87,8 +87,22 @@ class Tape:
         self._watched = {BUY: np.zeros(n, np.bool_), SELL: np.zeros(n, np.bool_)}
         self._owned: Counter[tuple[int, int, int]] = Counter()  # entries by instrument, side and owner
 
-    def walk(self, instrument: int, side: int, price: int | None, qty: int, owner: int) -> list[tuple[int, int]]:
-        """Return what :meth:`enter` would trade now with others than ``owner``: (ticks, lots), best price first."""
+    def walk(
+        self,
+        instrument: int,
+        side: int,
+        price: int | None,
+        qty: int,
+        owner: int,
+        *,
+        self_trade: SelfTrade = "cancel_oldest",
+    ) -> list[tuple[int, int]]:
+        """Return what :meth:`enter` would trade now with others than ``owner``: (ticks, lots), best price first.
+
+        With another ``self_trade`` than ``cancel_oldest`` that ends where it would meet an entry of its owner.
+        """
+        if self_trade != "cancel_oldest":
+            price = next((other.price for other in self._own(instrument, side, price, owner)), price)
         steps: list[tuple[int, int]] = []
         for level, available, _ in self._offers(instrument, -side, price):
             if not qty:
@@ -103,7 +117,7 @@ class Tape:
         matches: list[Match] = []
         withdrawn: list[Resting] = []
         left, met = entry.qty, False
-        for other in self._own(entry):
+        for other in self._own(entry.instrument, entry.side, entry.price, entry.owner):
             left = self._trade(entry, other.price, left, matches)
             if not left:
                 break
@@ -198,11 +212,11 @@ class Tape:
         best = self._sides[instrument, side].best
         self._best[side][instrument] = -side * FAR if best is None else best
 
-    def _own(self, entry: Entry) -> Iterator[Resting]:
+    def _own(self, instrument: int, side: int, price: int | None, owner: int) -> Iterator[Resting]:
         """Yield the entries of the same owner that an entry would meet, in the order in which it would."""
-        if self._owned[entry.instrument, -entry.side, entry.owner]:
-            for other in self._sides[entry.instrument, -entry.side].reached(entry.price):
-                if other.entry.owner == entry.owner:
+        if self._owned[instrument, -side, owner]:
+            for other in self._sides[instrument, -side].reached(price):
+                if other.entry.owner == owner:
                     yield other
 
     def _fill(self, resting: Resting, lots: int, matches: list[Match], trade_id: int = 0, passed: int = 0) -> bool:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from feeds import depth, models, records
 from feeds.instruments import MAX_UNITS
 from feeds.models import F64, Pair, RandomStreams
-from feeds.records import I64, Quotes, Trades
+from feeds.records import I64, Quotes, Trades, sums_before
 
 Mask = npt.NDArray[np.bool_]
 
@@ -162,7 +162,7 @@ class Ticks:
 
     def _walk(self, order: Order, returns: F64) -> F64:
         """Return the log price in ticks after each event, from the floor, and keep the last of each symbol."""
-        sums = _sums_before(np.rint(returns * self.LOG_SCALE).astype(np.int64))
+        sums = sums_before(np.rint(returns * self.LOG_SCALE).astype(np.int64))
         base = self._log - sums[order.starts]
         self._log = base + sums[order.ends]
         logs = sums[1:] + base[order.ids]
@@ -205,7 +205,7 @@ class Ticks:
 def in_order(counts: I64, ids: I64, times: I64, is_quote: Mask) -> Order:
     """Return the order of events of which symbol *s* has ``counts[s]``."""
     ends = counts.cumsum()
-    return Order(ids, times, is_quote, ends - counts, ends, _sums_before(is_quote))
+    return Order(ids, times, is_quote, ends - counts, ends, sums_before(is_quote))
 
 
 def tables(events: Events, begin_ns: int, seq: I64) -> tuple[Trades, Quotes]:
@@ -240,10 +240,3 @@ def _common(order: Order, source: I64) -> tuple[I64, records.I32, records.U8, I6
     """Return time, instrument and flags of the events ``source``, and the quotes before each."""
     flags = np.full(len(source), records.LAST, np.uint8)
     return order.times[source], order.ids[source].astype(np.int32), flags, order.quotes_before[source]
-
-
-def _sums_before(values: I64 | Mask) -> I64:
-    """Return the sum of the values before each, and of all: shape ``(values + 1,)``."""
-    sums = np.zeros(len(values) + 1, np.int64)
-    np.cumsum(values, out=sums[1:])
-    return sums

@@ -80,8 +80,20 @@ class Outcome(NamedTuple):
 class Venue(Protocol):
     """A place to trade."""
 
-    def walk(self, instrument: int, side: int, price: int | None, qty: int, owner: int) -> list[tuple[int, int]]:
-        """Return what :meth:`enter` would trade now with others than ``owner``: (ticks, lots), best price first."""
+    def walk(
+        self,
+        instrument: int,
+        side: int,
+        price: int | None,
+        qty: int,
+        owner: int,
+        *,
+        self_trade: SelfTrade = "cancel_oldest",
+    ) -> list[tuple[int, int]]:
+        """Return what :meth:`enter` would trade now with others than ``owner``: (ticks, lots), best price first.
+
+        With another ``self_trade`` than ``cancel_oldest`` that ends where it would meet an entry of its owner.
+        """
         ...
 
     def enter(self, entry: Entry) -> Outcome:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import trio
 
+from feeds.market import MarketFeed, MarketOptions
 from ticker import config
+from ticker.app import open_feed
 from ticker.cli import _flags, build_parser, main
 from ticker.errors import ConfigError
 
@@ -22,6 +25,12 @@ def test_flags_go_before_the_file_and_the_file_before_the_defaults(tmp_path):
     assert (options.server.host, options.session.ticker_interval_ms, options.replay) == ("127.0.0.1", 100, None)
 
 
+def test_flags_of_a_simulated_market_are_for_the_one_that_there_is(tmp_path):
+    options = config.load(written(tmp_path, "[market]\nseed = 3\n"), {"simulation": {"rate": 7.0}})
+    assert options.market == MarketOptions(seed=3, rate=7.0)
+    assert config.load(None, {}).market is None
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -37,6 +46,8 @@ def test_flags_go_before_the_file_and_the_file_before_the_defaults(tmp_path):
         ('[replay]\npath = "x"\nform = "noon"', r"\[replay\] has no key 'form'; it has path, .*, from, to"),
         ('[replay]\npath = "x"\n[relay]\nurl = "y"', r"a replay and a relay are two markets"),
         ('[record]\npath = "x"\nflush_s = 0.0', r"\[record\] flush_s: Expected `float` >= 0.01"),
+        ('[market]\nmodel = "gbm"', r"\[market\] has no key 'model'; it has symbols, rate"),
+        ('[market]\n[replay]\npath = "x"', r"two markets"),
         ("port = ", r"market.toml is not valid TOML"),
     ],
 )
@@ -81,6 +92,9 @@ def test_other_machines_are_let_in_only_on_purpose():
         (["serve", "--replay", "x", "--replay", "nowhere/y"], "no recording"),
         (["serve", "--symbols", "nonsense"], "nonsense"),
         (["serve", "--model", "magic"], "gbm"),
+        (["serve", "--market", "--model", "gbm"], "[market] has no key 'model'"),
+        (["serve", "--market", "--replay", "x"], "two markets"),
+        (["serve", "--market", "--symbols", "nonsense"], "nonsense"),
         (["serve", "--host", "192.0.2.1"], "--insecure"),
         (["info", "nowhere/day1"], "nowhere/day1"),
         (["compact", "nowhere/day1"], "there is no log to compact"),
@@ -97,6 +111,12 @@ def test_a_mistake_is_one_line_and_no_traceback(arguments, says, capsys):
     assert says in errors
     assert "Traceback" not in errors
     assert len(errors.strip().splitlines()) == 1
+
+
+async def test_a_table_of_its_own_opens_a_market_of_order_books():
+    feed = await open_feed(config.load(None, {"market": {"symbols": ["BTC/USD"], "seed": 5}}), trio.Event())
+    assert isinstance(feed, MarketFeed)
+    assert (feed.options.symbols, feed.options.seed) == (("BTC/USD",), 5)
 
 
 def test_help_teaches_and_nothing_is_an_error_of_usage(capsys):

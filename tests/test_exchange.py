@@ -51,6 +51,19 @@ def test_ioc_never_rests_and_fok_trades_all_or_nothing(pit):
     assert (pit.order.cum_qty, pit.reports[-1].reason) == (0, "fok")
 
 
+def test_fok_trades_nothing_where_an_order_of_its_own_account_would_stop_it(pit):
+    pit.place(SELL, ONE, 1015)
+    terms = {"time_in_force": "fok", "self_trade": "cancel_newest"}
+    assert pit.place(BUY, 2 * ONE, 1020, **terms)[-1].reason == "fok"
+    assert pit.order.cum_qty == 0
+
+
+def test_a_market_order_that_meets_its_own_account_first_is_stopped_and_not_refused(pit):
+    pit.place(SELL, ONE, 1005)
+    pit.book((SELL, 1010, 0), (SELL, 1020, ONE))
+    assert pit.place(BUY, ONE, self_trade="cancel_newest")[-1].reason == "stp"
+
+
 def test_post_only_is_refused_where_it_would_take(pit):
     assert pit.refusal(BUY, ONE, 1010, post_only=True) is Code.POST_ONLY
     assert types(pit.place(BUY, ONE, 1000, post_only=True)) == ["new"]

@@ -17,6 +17,7 @@ import pytest
 from kraken.spot import SpotOrderBookClient, SpotWSClient
 
 from feeds.book import Books
+from feeds.models import instruments_of
 from feeds.records import BUY, SELL
 from feeds.store import open_recording
 
@@ -220,3 +221,20 @@ def test_a_simulated_market_streams_to_the_sdk(channel):
     with serving("--rate", "2000", "--seed", "7") as url:
         client = asyncio.run(run(url))
     assert {row["symbol"] for message in client.got[channel] for row in message["data"]} == {"BTC/USD", "ETH/USD"}
+
+
+def test_the_sdks_order_book_verifies_every_checksum_of_a_market_of_agents():
+    symbols = ["BTC/USD", "ETH/USD"]
+    decimals = {i.symbol: (i.price_precision, i.qty_precision) for i in instruments_of(symbols)}
+
+    async def run(url: str) -> BookClient:
+        client = BookClient(url, decimals)
+        await client.start()
+        await client.add_book(pairs=symbols)
+        await until(lambda: client.verified > 1_000)
+        await client.close()
+        return client
+
+    with serving("--market", "--symbols", ",".join(symbols), "--rate", "2000") as url:
+        client = asyncio.run(run(url))
+    assert client.errors == []

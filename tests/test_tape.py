@@ -408,15 +408,14 @@ class Checked(Market):
     def do_enter(
         self, side: int, price: int | None, qty: int, display: int, policy: str, owner: int, rests: bool
     ) -> None:
-        alone = not any(e.owner == owner and e.side == -side for e in (self.entries[key] for key in self.open))
-        walk = self.tape.walk(BTC, side, price, qty, owner)
+        walk = self.tape.walk(BTC, side, price, qty, owner, self_trade=policy)
         key = max(self.entries, default=0) + 1
         entry = Entry(
             key=key, owner=owner, instrument=BTC, side=side, price=price, qty=qty, display=display, rests=rests,
             self_trade=policy,
         )  # fmt: skip
         self.entries[key], self.open[key] = entry, qty
-        self.done(key, self.tape.enter(entry), walk if alone else None)
+        self.done(key, self.tape.enter(entry), walk)
 
     def do_amend(self, which: int, price: int, qty: int) -> None:
         if self.open:

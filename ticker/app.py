@@ -13,6 +13,7 @@ from typing import Any, Final
 import trio
 
 from feeds.feed import Feed, Supervisor
+from feeds.market import MarketFeed
 from feeds.recorder import Recorder
 from feeds.replay import ReplayFeed, ReplayOptions, open_replay
 from feeds.simulate import SimulatedFeed
@@ -57,9 +58,11 @@ async def open_feed(options: Options, heard: trio.Event) -> Feed:
     """
     if options.relay is not None:
         return await open_relay(options.relay)
-    if options.replay is None:
-        return SimulatedFeed(options.simulation)
-    return _open_replay(options.replay, heard)
+    if options.replay is not None:
+        return _open_replay(options.replay, heard)
+    if options.market is not None:
+        return MarketFeed(options.market)
+    return SimulatedFeed(options.simulation)
 
 
 def _open_replay(options: ReplayOptions, heard: trio.Event) -> ReplayFeed:

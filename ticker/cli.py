@@ -13,6 +13,7 @@ _EXAMPLES = """\
 examples:
   ticker serve                                     a simulated market on ws://127.0.0.1:8765/v2
   ticker serve --symbols BTC/USD,ETH/USD --rate 2000 --seed 7
+  ticker serve --market --rate 600                 order books in which simulated agents trade
   ticker serve --replay recordings/day1 --speed 20 --gap cap:5
   ticker serve --replay binance/day1 --replay cme/day2 --offset day2=+5ms
   ticker watch ws://127.0.0.1:8765/v2 BTC/USD      what it sends, live in the terminal
@@ -75,7 +76,7 @@ def _add_serve(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
         "serve",
         help="serve a simulated or replayed market",
         description="Serve a market on one port: WebSocket at /v2, status page at /, /healthz, /metrics. Without "
-        "--replay the market is simulated. SIGINT or SIGTERM drains and exits.",
+        "--market or --replay prices are simulated. SIGINT or SIGTERM drains and exits.",
     )
     server = serve.add_argument_group("server")
     server.add_argument("--host", metavar="ADDR", help="address to listen on (default 127.0.0.1)")
@@ -98,8 +99,13 @@ def _add_serve(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
     )
     orders.add_argument("--accounts", metavar="FILE.toml", help="who may trade (default: one demo account, no tokens)")
     simulated = serve.add_argument_group("simulated market")
+    simulated.add_argument(
+        "--market", action="store_true", help="order books in which agents trade with each other; prices follow"
+    )
     simulated.add_argument("--symbols", metavar="A/B,C/D", help="pairs (default BTC/USD,ETH/USD and a few more)")
-    simulated.add_argument("--rate", type=float, metavar="TICKS_PER_SECOND", help="quotes and trades, all symbols")
+    simulated.add_argument(
+        "--rate", type=float, metavar="TICKS_PER_SECOND", help="quotes and trades; --market: order events; all symbols"
+    )
     simulated.add_argument("--seed", type=int, metavar="N", help="the same seed is the same market (default 1)")
     simulated.add_argument("--model", metavar="NAME", help="price model: gbm or jump (default gbm)")
     replay = serve.add_argument_group("replay of a recording (begins with the first subscription)")
@@ -209,7 +215,7 @@ def _flags(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         "server": {"host": args.host, "port": args.port, "insecure": args.insecure},
         "session": {"ticker_interval_ms": args.interval_ms},
         "orders": {"journal": args.journal, "accounts": args.accounts},
-        "simulation": {
+        "market" if args.market else "simulation": {
             "symbols": None if args.symbols is None else [s.strip() for s in args.symbols.split(",") if s.strip()],
             "rate": args.rate,
             "seed": args.seed,
@@ -231,13 +237,13 @@ def _flags(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     }
     given = {table: {k: v for k, v in values.items() if v is not None} for table, values in tables.items()}
     for other in ("replay", "relay"):
-        if getattr(args, other) is not None and given["simulation"]:
+        if getattr(args, other) is not None and given.get("simulation"):
             option = next(iter(given["simulation"]))
             raise ConfigError(f"--{option} is for the simulated market; leave it or --{other} out")
     if given["replay"] and args.replay is None and args.config is None:
         flag = next(iter(given["replay"])).replace("_", "-")
         raise ConfigError(f"--{flag} is for a replay; name a recording with --replay PATH")
-    return {table: values for table, values in given.items() if values}
+    return {table: values for table, values in given.items() if values or table == "market"}
 
 
 def _named(text: str) -> tuple[str, str]:

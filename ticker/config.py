@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from feeds.market import MarketOptions
 from feeds.recorder import RecorderOptions
 from feeds.replay import ReplayOptions
 from feeds.simulate import SimulationOptions
@@ -38,7 +39,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         trust: Allowed hosts and origins.
         history: How much is kept for those who missed it.
         orders: How orders are kept, and who may trade.
-        simulation: The simulated market; used unless there is a replay or a relay.
+        simulation: Simulated prices; used unless there is one of the next three.
+        market: A simulated market of order books.
         replay: A recording to replay.
         replays: What clients may have replayed.
         relay: Another server to relay.
@@ -52,6 +54,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     history: HistoryOptions = HistoryOptions()
     orders: OrdersOptions = OrdersOptions()
     simulation: SimulationOptions = SimulationOptions()
+    market: MarketOptions | None = None
     replay: ReplayOptions | None = None
     replays: ReplaysOptions = ReplaysOptions()
     relay: RelayOptions | None = None
@@ -66,6 +69,7 @@ _TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "history": HistoryOptions,
     "orders": OrdersOptions,
     "simulation": SimulationOptions,
+    "market": MarketOptions,
     "replay": ReplayOptions,
     "replays": ReplaysOptions,
     "relay": RelayOptions,
@@ -78,7 +82,7 @@ def load(path: str | None, flags: dict[str, dict[str, Any]]) -> Options:
 
     Args:
         path: The TOML file, or None.
-        flags: Values by table and key.
+        flags: Values by table and key; those of ``simulation`` are for ``market`` where that is a table.
 
     Raises:
         ConfigError: Something in it is not allowed; the text names it.
@@ -88,12 +92,15 @@ def load(path: str | None, flags: dict[str, dict[str, Any]]) -> Options:
     unknown = sorted(tables.keys() - _TABLES.keys())
     if unknown:
         raise ConfigError(f"{origin}unknown table [{unknown[0]}]; there are {', '.join(_TABLES)}")
+    if "market" in tables:
+        flags = {"market" if table == "simulation" else table: values for table, values in flags.items()}
     for table, values in flags.items():
         tables[table] = {**tables.get(table, {}), **values}
+    sources = [table for table in ("market", "replay", "relay") if table in tables]
+    if len(sources) > 1:
+        raise ConfigError(f"{origin}a {sources[0]} and a {sources[1]} are two markets; leave one out")
     parts = {table: _convert(origin, table, values) for table, values in tables.items()}
     options = Options(**parts)  # type: ignore[arg-type]  # _TABLES gives each its type
-    if options.replay is not None and options.relay is not None:
-        raise ConfigError(f"{origin}a replay and a relay are two markets; leave one out")
     if options.server.host not in LOOPBACK and not options.server.insecure:
         raise ConfigError(
             f"--host {options.server.host} can be reached from other machines, and nothing is encrypted or "

@@ -31,6 +31,7 @@ TABLES = {
     "orders": ("orders: durable before acknowledged", with_processes("bench_orders")),
     "slow": ("slow consumers", with_processes("bench_slow")),
     "simulate": ("simulated feed", in_process("bench_simulate")),
+    "market": ("order-book market", in_process("bench_market")),
     "replay": ("replayed feed", in_process("bench_replay")),
     "convert": ("vendors' files made into recordings", in_process("bench_convert")),
     "lossless": ("lossless replay to a client", with_processes("bench_lossless")),

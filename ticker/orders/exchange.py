@@ -364,7 +364,7 @@ class Exchange:
         terms = order.terms
         if walk is None:
             walk = self._walk_of(order)
-        if terms.time_in_force == "fok" and sum(qty for _, qty in walk) < order.leaves_qty:
+        if terms.time_in_force == "fok" and self._traded_at_once(order) < order.leaves_qty:
             self._end(order, "fok")
         elif terms.post_only and walk:  # a batch before it, or a trigger, has brought the market to it
             self._end(order, "post_only")
@@ -381,6 +381,14 @@ class Exchange:
     def _walk_of(self, order: Order) -> Walk:
         terms, owner = order.terms, self._owners[order.account]
         return self._venue.walk(self._instrument(order), terms.side, terms.limit, order.leaves_qty, owner)
+
+    def _traded_at_once(self, order: Order) -> int:
+        """Return the lots that an order would trade before it meets one of its account that stops it."""
+        terms, owner = order.terms, self._owners[order.account]
+        walk = self._venue.walk(
+            self._instrument(order), terms.side, terms.limit, order.leaves_qty, owner, self_trade=terms.self_trade
+        )
+        return sum(qty for _, qty in walk)
 
     def _settle(self, order: Order, outcome: Outcome) -> None:
         for key in outcome.withdrawn:
