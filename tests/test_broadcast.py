@@ -398,9 +398,9 @@ def check(
 def test_the_fake_wire_is_as_strict_as_a_socket():
     wire = FakeWire()
     wire.set_room(3)
-    assert wire.send_nowait(b"12345") == 3
+    assert wire.send(b"12345") == 3
     with pytest.raises(BlockingIOError):
-        wire.send_nowait(b"45")
+        wire.send(b"45")
     wire.set_room(None)
-    assert wire.send_nowait(b"45") == 2
+    assert wire.send(b"45") == 2
     assert wire.taken == b"12345"

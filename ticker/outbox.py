@@ -7,7 +7,7 @@ lands inside another. There are two ways in:
   nothing and asks again when the socket is writable ("choose the data at the last moment").
 * :meth:`Outbox.push`: it must arrive, behind what is already there. For replies and control frames. Bounded.
 
-A broadcast to many goes past both and calls :attr:`Outbox.send`, which is the socket's own while nothing waits.
+A broadcast to many goes past both and writes to :attr:`Outbox.sink`, which is the socket while nothing waits.
 All are sync: the producer never waits for a consumer. :meth:`Outbox.run` is the task that waits for the socket.
 Because a frame once begun belongs to the outbox, cancelling a caller never leaves half a frame on the wire.
 """
@@ -16,36 +16,50 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
-Send = Callable[[bytes | memoryview], int]
+
+class Sink(Protocol):
+    """Takes bytes as a non-blocking socket does."""
+
+    def send(self, data: bytes | memoryview, /) -> int:
+        """Write what fits now and return how much; :exc:`BlockingIOError` if nothing does."""
 
 
 class Writable(Protocol):
     """What an outbox writes to: :class:`ticker.transport.Transport`, or a fake with the same manners."""
 
     @property
-    def send_nowait(self) -> Send:
-        """Write what fits now and return how much; :exc:`BlockingIOError` if nothing does."""
+    def sink(self) -> Sink:
+        """Where bytes go, always the same one."""
 
     def reserve(self, size: int) -> None:
         """Make room for buffers of this size, where that is possible."""
 
     async def wait_writable(self) -> None:
-        """Wait until ``send_nowait`` would take something."""
+        """Wait until the sink would take something."""
+
+
+class _Refusing:
+    """Stands in for a socket where writing to it would break the order of what is waiting."""
+
+    def send(self, data: bytes | memoryview, /) -> int:
+        raise BlockingIOError
+
+
+REFUSING: Final[Sink] = _Refusing()
 
 
 class Outbox:
     """Ordered output of one connection.
 
     Attributes:
-        send: Writes a buffer of whole frames at once and returns how much of it was taken, or raises
-            :exc:`OSError`. While nothing waits it is the socket's own ``send``, so that a broadcast costs no more
-            than that; else it raises :exc:`BlockingIOError`. Whoever calls it reports anything but a whole write to
-            :meth:`keep` or :meth:`refused`.
-        on_turn: Called whenever ``send`` has been replaced.
+        sink: Takes a buffer of whole frames at once. While nothing waits it is the socket itself, so that a broadcast
+            costs no more than its ``send``; else one that takes nothing. Whoever writes to it reports anything but a
+            whole write to :meth:`keep` or :meth:`refused`.
+        on_turn: Called whenever ``sink`` has been replaced.
         on_writable: Called by :meth:`run` whenever the socket has caught up.
         failed: Set when the connection can take nothing more: the peer is gone or overflowed its bound. Whoever
             owns the connection waits for it.
@@ -62,7 +76,7 @@ class Outbox:
         self._sealed = False
         self._wake = trio.Event()
         self._flushed = trio.Event()
-        self.send: Send = wire.send_nowait
+        self.sink = wire.sink
         self.on_turn: Callable[[], None] = _nothing
         self.on_writable: Callable[[], None] = _nothing
         self.failed = trio.Event()
@@ -77,7 +91,7 @@ class Outbox:
             ``on_writable`` will be called when there is room, unless the connection has ended.
         """
         try:
-            sent = self.send(buffer)
+            sent = self.sink.send(buffer)
         except OSError as error:
             self.refused(error)
             return False
@@ -87,12 +101,12 @@ class Outbox:
         return True
 
     def keep(self, buffer: bytes, sent: int) -> None:
-        """Take over the rest of a buffer of which ``send`` took the first ``sent`` bytes."""
+        """Take over the rest of a buffer of which ``sink`` took the first ``sent`` bytes."""
         self._wire.reserve(len(buffer))
         self._queue(memoryview(buffer)[sent:])
 
     def refused(self, error: OSError) -> None:
-        """Take note of what ``send`` raised."""
+        """Take note of what writing to ``sink`` raised."""
         if not isinstance(error, BlockingIOError):
             self._end()
         elif not self._behind and not self._sealed:
@@ -113,7 +127,7 @@ class Outbox:
     def seal(self) -> None:
         """Take nothing more; what is queued still goes out. For after a Close frame."""
         self._sealed = True
-        self._turn(_refuse)
+        self._turn(REFUSING)
 
     async def wait_flushed(self) -> None:
         """Wait until everything taken so far is with the kernel, or the connection has ended."""
@@ -147,7 +161,7 @@ class Outbox:
         try:
             while self._backlog:
                 view = self._backlog[0]
-                sent = self._wire.send_nowait(view)
+                sent = self._wire.sink.send(view)
                 self.backlog_bytes -= sent
                 if sent != len(view):
                     self._backlog[0] = view[sent:]
@@ -162,7 +176,7 @@ class Outbox:
         self._flushed.set()
         self._flushed = trio.Event()
         if not self._sealed:
-            self._turn(self._wire.send_nowait)
+            self._turn(self._wire.sink)
             self.on_writable()
 
     def _queue(self, rest: memoryview) -> None:
@@ -173,13 +187,13 @@ class Outbox:
     def _fall_behind(self) -> None:
         if not self._behind:
             self._behind = True
-            self._turn(_refuse)
+            self._turn(REFUSING)
             self._wake.set()
             self._wake = trio.Event()
 
-    def _turn(self, send: Send) -> None:
-        if send is not self.send:
-            self.send = send
+    def _turn(self, sink: Sink) -> None:
+        if sink is not self.sink:
+            self.sink = sink
             self.on_turn()
 
     def _end(self) -> None:
@@ -189,11 +203,6 @@ class Outbox:
         self.failed.set()
         self._wake.set()
         self._flushed.set()
-
-
-def _refuse(buffer: bytes | memoryview) -> int:
-    """Stands in for a ``send`` that would break the order of what is waiting."""
-    raise BlockingIOError
 
 
 def _nothing() -> None:
