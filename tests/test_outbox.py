@@ -234,9 +234,9 @@ async def test_an_overflow_ends_the_connection() -> None:
     outbox = Outbox(wire, max_backlog_bytes=100)
     for _ in range(10):
         outbox.push(bytes(10))
-    assert not outbox.failed.is_set()
+    assert not outbox.failed
     outbox.push(b"x")
-    assert outbox.failed.is_set()
+    assert outbox.failed
     assert outbox.backlog_bytes == 0
     wire.make_room(1000)
     outbox.push(b"y")
@@ -251,9 +251,9 @@ async def test_an_offer_of_any_size_is_no_overflow() -> None:
     wire = FakeWire(1)
     outbox = Outbox(wire, max_backlog_bytes=100)
     assert outbox.offer(bytes(5000)) is True
-    assert not outbox.failed.is_set()
+    assert not outbox.failed
     outbox.push(b"x")  # and now too much waits
-    assert outbox.failed.is_set()
+    assert outbox.failed
 
 
 async def test_after_the_seal_nothing_is_taken_and_what_was_queued_goes_out() -> None:
@@ -297,7 +297,7 @@ async def test_the_task_ends_with_the_wire(how: str, autojump_clock: trio.abc.Cl
             nursery.start_soon(outbox.wait_flushed)
             await trio.testing.wait_all_tasks_blocked()
             getattr(wire, how)()
-    assert outbox.failed.is_set()
+    assert outbox.failed
 
 
 async def test_a_broken_wire_is_noticed_by_whoever_writes_first() -> None:
@@ -306,7 +306,7 @@ async def test_a_broken_wire_is_noticed_by_whoever_writes_first() -> None:
         outbox = Outbox(wire)
         wire.break_()
         write(outbox)
-        assert outbox.failed.is_set()
+        assert outbox.failed
         with trio.fail_after(5):
             await outbox.run()
 
@@ -474,7 +474,7 @@ async def test_a_refused_broadcast_waits_for_room_and_a_broken_one_ends_the_conn
         await trio.testing.wait_all_tasks_blocked()
         assert calls == ["writable"]
         outbox.refused(BrokenPipeError())
-        assert outbox.failed.is_set()
+        assert outbox.failed
     with pytest.raises(BlockingIOError):
         outbox.sink.send(b"late")
     outbox.refused(BlockingIOError())

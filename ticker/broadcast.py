@@ -399,8 +399,9 @@ class Broadcaster:
             for channel in due:
                 await self._sweep(channel)
             if not due:
-                self._idle.set()
-                self._idle = trio.Event()
+                if self._hurry:
+                    self._idle.set()
+                    self._idle = trio.Event()
                 await self._wait(published, min((channel.due for channel in dirty), default=math.inf))
             elif published.is_set():  # while it swept; else the wait lets the others run
                 await trio.lowlevel.checkpoint()

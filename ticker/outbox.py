@@ -61,8 +61,8 @@ class Outbox:
             whole write to :meth:`keep` or :meth:`refused`.
         on_turn: Called whenever ``sink`` has been replaced.
         on_writable: Called by :meth:`run` whenever the socket has caught up.
-        failed: Set when the connection can take nothing more: the peer is gone or overflowed its bound. Whoever
-            owns the connection waits for it.
+        failed: Whether the connection can take nothing more: the peer is gone or overflowed its bound.
+        on_failure: Called when that has happened; for whoever owns the connection.
         frames: Buffers that came through :meth:`offer` and :meth:`push`; a change tells that the connection is not
             silent.
         backlog_bytes: Bytes waiting now.
@@ -79,7 +79,8 @@ class Outbox:
         self.sink = wire.sink
         self.on_turn: Callable[[], None] = _nothing
         self.on_writable: Callable[[], None] = _nothing
-        self.failed = trio.Event()
+        self.on_failure: Callable[[], None] = _nothing
+        self.failed = False
         self.frames = 0
         self.backlog_bytes = 0
 
@@ -131,12 +132,12 @@ class Outbox:
 
     async def wait_flushed(self) -> None:
         """Wait until everything taken so far is with the kernel, or the connection has ended."""
-        while self._backlog and not self.failed.is_set():
+        while self._backlog and not self.failed:
             await self._flushed.wait()
 
     async def run(self) -> None:
         """Write what the kernel refused, whenever it takes bytes again. Returns when the connection has ended."""
-        while not self.failed.is_set():
+        while not self.failed:
             if self._behind:
                 try:
                     await self._wire.wait_writable()
@@ -200,10 +201,11 @@ class Outbox:
         self._backlog.clear()
         self.backlog_bytes = 0
         self.seal()
-        self.failed.set()
+        self.failed = True
+        self.on_failure()
         self._wake.set()
         self._flushed.set()
 
 
 def _nothing() -> None:
-    """What happens on a turn before anybody cares."""
+    """What happens before anybody cares."""
