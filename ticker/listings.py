@@ -8,6 +8,7 @@ asked for, so what is encoded and subscribed to is a *listing*: one name of one 
 from __future__ import annotations
 
 from feeds.instruments import Instruments
+from ticker.binary import RecordCodec
 from ticker.codec import RowCodec
 from ticker.errors import Code, RequestError
 from ticker.wire import MAX_ECHO
@@ -22,6 +23,7 @@ class Listings:
         instrument_of: Instrument id by listing id.
         codecs: Row printer by listing id.
         quoted_codecs: The same with numbers as strings.
+        record_codecs: Row packer by listing id.
     """
 
     def __init__(self, instruments: Instruments) -> None:
@@ -32,6 +34,7 @@ class Listings:
         self.quoted_codecs = [
             RowCodec(instruments[i], name, quoted=True) for name, i in zip(self.names, self.instrument_of, strict=True)
         ]
+        self.record_codecs = [RecordCodec(instruments[i]) for i in self.instrument_of]
         self._ids = {name: listing for listing, name in enumerate(self.names)}
 
     def __len__(self) -> int:

@@ -306,7 +306,7 @@ class Server:
                         await self._read(connection, session)
             finally:
                 del self.sessions[session.id], self._outboxes[session.id]
-                session.forget(clean=self._draining or (not session.ending.is_set() and stream.said_goodbye))
+                session.forget(clean=self._draining or (not session.ending and stream.said_goodbye))
             self._ended[self._reason(stream, outbox, session)] += 1
             if session.ending:
                 outbox.push(close_frame(*session.close))

@@ -16,19 +16,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from feeds.book import BookEvent
 from feeds.records import I32, I64, Batch
-from ticker.codec import RowCodec, frame, message
-from ticker.deflate import deflated_frame
+from ticker.binary import RecordCodec
+from ticker.codec import RowCodec
 from ticker.history import History
 from ticker.listings import Listings
 from ticker.topics.ring import Ring
+from ticker.topics.wording import Row, Rows, wording
 
 Mode = Literal["merge", "batch", "raw"]
 OnSlow = Literal["conflate", "drop_oldest", "disconnect"]
@@ -179,8 +181,10 @@ class Topic(ABC):
         self.dirty = False
         self._history = history
         self._listings = listings
-        self._codecs: Sequence[RowCodec] = listings.quoted_codecs if key.quoted else listings.codecs
-        self._framed: Callable[[bytes], bytes] = deflated_frame if key.deflated else frame
+        self._codecs: Sequence[RowCodec | RecordCodec] = (
+            listings.record_codecs if key.packed else listings.quoted_codecs if key.quoted else listings.codecs
+        )
+        self._wording = wording(key, history)
         self._position = position
         self._told = np.zeros(len(history.instruments), np.int64)
         self._seen = np.zeros(len(history.instruments), np.int64)  # mode batch, raw: entered as rows
@@ -190,8 +194,8 @@ class Topic(ABC):
         self._interest: Counter[int] = Counter()
         self._wanted: dict[int, list[int]] = defaultdict(list)  # listings of interest by instrument
         self._every_event = key.mode != "merge"
-        self._rows: dict[int, list[tuple[int, str]]] = {}  # mode batch, raw: events not yet told, by listing
-        self._ring: dict[int, Ring[str]] = {}  # and those told
+        self._rows: dict[int, list[tuple[int, Row]]] = {}  # mode batch, raw: events not yet told, by listing
+        self._ring: dict[int, Ring[Row]] = {}  # and those told
 
     # Interest
 
@@ -270,7 +274,7 @@ class Topic(ABC):
     def applied(self, batch: Batch) -> None:
         """History has taken in ``batch``; set ``dirty`` if that concerns this topic."""
 
-    def _enter(self, listing: int, position: int, row: str) -> None:
+    def _enter(self, listing: int, position: int, row: Row) -> None:
         """Keep an event as a row until the next flush."""
         self._rows.setdefault(listing, []).append((position, row))
         self.dirty = True
@@ -344,11 +348,15 @@ class Topic(ABC):
 
     def enclosed(self, data: bytes) -> bytes:
         """Return what is sent for the joined data of some pieces."""
-        return data
+        return self._wording.enclosed(data)
 
     def instruments(self, listings: Sequence[int]) -> I32:
         """Return the instruments of some listings."""
         return np.array([self._listings.instrument_of[listing] for listing in listings], np.int32)
+
+    def _listings_of(self, moved: npt.NDArray[np.signedinteger]) -> list[int]:
+        """Return the listings of instruments that somebody wants; an instrument may go by several names."""
+        return [listing for i in moved.tolist() for listing in self._wanted[i]]
 
     def told(self, instruments: I32) -> int:
         """Return the sum of the positions up to which some instruments were told."""
@@ -416,13 +424,15 @@ class Topic(ABC):
 
     def _missed_rows(self, listing: int, after: int, on_slow: OnSlow) -> Piece:
         """Return every row after a position that is still there."""
-        rows, oldest = self._rows_after(listing, after), self.oldest(listing)
-        dropped = max(0, oldest - after)
+        dropped = max(0, self.oldest(listing) - after)
         if dropped and on_slow == "disconnect":
             raise LostError(f"{dropped} events of {self._listings.names[listing]} behind what is kept")
-        return self._piece_of_rows(listing, after, rows, dropped)
+        return self._rows_since(listing, after, dropped)
 
-    def _rows_after(self, listing: int, after: int) -> list[tuple[int, str]]:
+    def _rows_since(self, listing: int, after: int, dropped: int) -> Piece:
+        return self._piece_of_rows(listing, after, self._rows_after(listing, after), dropped)
+
+    def _rows_after(self, listing: int, after: int) -> Rows:
         ring = self._ring.get(listing)
         return ring.after(after) if ring is not None else []
 
@@ -436,22 +446,10 @@ class Topic(ABC):
 
     # How it is said
 
-    def _piece_of_rows(self, listing: int, after: int, rows: Sequence[tuple[int, str]], dropped: int = 0) -> Piece:
-        if not rows:
-            return EMPTY
-        return self._say("update", ",".join([row for _, row in rows]), after, rows[-1][0], len(rows), dropped)
+    def _piece_of_rows(self, listing: int, after: int, rows: Rows, dropped: int = 0) -> Piece:
+        return self._say(listing, after, rows, dropped) if rows else EMPTY
 
-    def _say(self, kind: str, rows: str, prev: int | None, last: int, n: int, dropped: int = 0) -> Piece:
-        """Return a message about one listing; ``prev`` is None in a snapshot."""
-        pos = self._pos(prev, last, n, dropped) if self.key.native else ""
-        return Piece(
-            self._framed(message(self.key.channel, kind, rows, pos=pos)), 0 if prev is None else last - prev, n, dropped
-        )
-
-    def _pos(self, prev: int | None, last: int, n: int, dropped: int) -> str:
-        before = "null" if prev is None else prev
-        conflated = 0 if prev is None else last - prev - n - dropped
-        return (
-            f'{{"epoch":"{self._history.epoch}","prev":{before},"last":{last},"n":{n},"conflated":{conflated},'
-            f'"dropped":{dropped},"window_ms":{self.key.interval_ms}}}'
-        )
+    def _say(self, listing: int, prev: int | None, rows: Rows, dropped: int = 0) -> Piece:
+        """Return rows of a listing as a piece; ``prev`` is None for a snapshot."""
+        data = self._wording.say(listing, prev, rows, dropped)
+        return Piece(data, 0, 0) if prev is None else Piece(data, rows[-1][0] - prev, len(rows), dropped)
