@@ -140,7 +140,7 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
     await market.gateway.recover()
     _calm_collector()
 
-    bus = Bus(market.happened, market.marked)
+    bus = Bus(market.happened, market.marked, ready=market.broadcaster.wait_swept)
 
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as connections:  # outermost: what must drain ends last

@@ -29,6 +29,8 @@ from ticker.topics.topic import NOTHING, Flush, LostError, Mark, Marks, OnSlow, 
 
 #: A sweep lets other tasks run when it has worked for this long: orders do not wait behind it.
 SLICE_S = 0.002
+#: A feed waits this long at most for a sweep to end: its work would only make the last subscriber later.
+HOLD_S = 0.02
 #: Subscribers served between two looks at the clock.
 CHUNK = 32
 #: Listings of topics that are kept for subscribers who may come back.
@@ -127,6 +129,7 @@ class Broadcaster:
         self._published = trio.Event()
         self._idle = trio.Event()
         self._hurry = False
+        self._swept: trio.Event | None = None  # while a sweep is under way: set at its end
         self.published_at = -math.inf
         self.lateness, self.duration = Timing(), Timing()
         self._totals = {name: Totals() for name in KINDS}  # of what was told outside the present groups
@@ -153,6 +156,12 @@ class Broadcaster:
         self._end_lingering(now)
         self._published.set()
         self._published = trio.Event()
+
+    async def wait_swept(self) -> None:
+        """Wait for the end of a sweep under way, but not for long; no checkpoint if there is none."""
+        if self._swept is not None:
+            with trio.move_on_after(HOLD_S):
+                await self._swept.wait()
 
     async def mark(self, marker: Marker) -> None:
         """Take in a marker. Before a new epoch begins, everybody is told the end of the last one."""
@@ -397,7 +406,10 @@ class Broadcaster:
             dirty = [channel for channel in self._channels.values() if channel.topic.dirty]
             due = [channel for channel in dirty if channel.due <= now or self._hurry]
             for channel in due:
+                swept = self._swept = trio.Event()
                 await self._sweep(channel)
+                self._swept = None
+                swept.set()
             if not due:
                 if self._hurry:
                     self._idle.set()
