@@ -129,7 +129,8 @@ class Broadcaster:
         self._published = trio.Event()
         self._idle = trio.Event()
         self._hurry = False
-        self._swept: trio.Event | None = None  # while a sweep is under way: set at its end
+        self._sweeping = False
+        self._held = trio.lowlevel.ParkingLot()  # who waits for the end of the sweep under way
         self.published_at = -math.inf
         self.lateness, self.duration = Timing(), Timing()
         self._totals = {name: Totals() for name in KINDS}  # of what was told outside the present groups
@@ -159,9 +160,9 @@ class Broadcaster:
 
     async def wait_swept(self) -> None:
         """Wait for the end of a sweep under way, but not for long; no checkpoint if there is none."""
-        if self._swept is not None:
+        if self._sweeping:
             with trio.move_on_after(HOLD_S):
-                await self._swept.wait()
+                await self._held.park()
 
     async def mark(self, marker: Marker) -> None:
         """Take in a marker. Before a new epoch begins, everybody is told the end of the last one."""
@@ -406,10 +407,10 @@ class Broadcaster:
             dirty = [channel for channel in self._channels.values() if channel.topic.dirty]
             due = [channel for channel in dirty if channel.due <= now or self._hurry]
             for channel in due:
-                swept = self._swept = trio.Event()
+                self._sweeping = True
                 await self._sweep(channel)
-                self._swept = None
-                swept.set()
+                self._sweeping = False
+                self._held.unpark_all()
             if not due:
                 if self._hurry:
                     self._idle.set()
