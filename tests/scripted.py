@@ -132,9 +132,10 @@ class FakeWire:
     def __init__(self) -> None:
         self.taken = bytearray()
         self.room: int | None = None
+        self.sink = self
         self._writable = trio.Event()
 
-    def send_nowait(self, data: bytes | memoryview) -> int:
+    def send(self, data: bytes | memoryview, /) -> int:
         if self.room == 0:
             raise BlockingIOError
         size = len(data) if self.room is None else min(self.room, len(data))

@@ -395,12 +395,32 @@ def check(
             assert (row["trades"], row["close"]) == (candle.trades, candle.close / scale)
 
 
+@pytest.mark.parametrize("hold_s", [0.02, 0.0])
+async def test_a_feed_waits_for_the_end_of_a_sweep_but_not_for_long(
+    autojump_clock, market, tape, nursery, monkeypatch, hold_s
+):
+    monkeypatch.setattr("ticker.broadcast.HOLD_S", hold_s)
+    readers = [Reader(market) for _ in range(30)]
+    for reader in readers:
+        nursery.start_soon(reader.outbox.run)
+        reader.subscribe(EVERY, BTC_USD)
+    await market.broadcaster.wait_swept()  # there is none
+    with sweeps(interrupted=True):
+        market.broadcaster.publish(tape.quotes((BTC, 100, 1, 200, 1)))
+        for _ in range(2):  # the sweep has begun
+            await trio.lowlevel.checkpoint()
+        await market.broadcaster.wait_swept()
+        told = sum(len(reader.read()) for reader in readers)
+    assert told > 0
+    assert (told == 30) == (hold_s > 0)
+
+
 def test_the_fake_wire_is_as_strict_as_a_socket():
     wire = FakeWire()
     wire.set_room(3)
-    assert wire.send_nowait(b"12345") == 3
+    assert wire.send(b"12345") == 3
     with pytest.raises(BlockingIOError):
-        wire.send_nowait(b"45")
+        wire.send(b"45")
     wire.set_room(None)
-    assert wire.send_nowait(b"45") == 2
+    assert wire.send(b"45") == 2
     assert wire.taken == b"12345"

@@ -93,3 +93,17 @@ async def test_after_every_event_the_others_have_their_turn():
             await bus.send(Batch(ts=ts))
     assert len(seen) == 3
     assert all(taken <= turn + 2 for turn, taken in enumerate(seen))  # who of two is first, Trio leaves to chance
+
+
+async def test_an_event_waits_until_the_bus_is_ready_and_a_cancel_meanwhile_comes_before_it(nursery):
+    taker, ready = Taker(), trio.Event()
+    bus = Bus(taker.batch, taker.marker, ready=ready.wait)
+    with trio.CancelScope() as scope:
+        nursery.start_soon(bus.send, Batch(ts=1))
+        await trio.testing.wait_all_tasks_blocked()
+        scope.cancel()
+        await bus.send(Batch(ts=2))
+    assert taker.taken == []
+    ready.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert taker.taken == [1]

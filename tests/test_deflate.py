@@ -617,7 +617,7 @@ async def test_market_data_is_compressed_once_for_all_that_agreed_and_for_nobody
         squeezed.append(payload)
         return deflated_frame(payload)
 
-    monkeypatch.setattr("ticker.topics.topic.deflated_frame", counting)
+    monkeypatch.setattr("ticker.topics.wording.deflated_frame", counting)
     async with open_house(server=DEFLATING) as house:
         plain, *agreed = await house.visit(), await visit(house), await visit(house), await visit(house)
         for peer in (plain, *agreed):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -40,7 +41,7 @@ def fill(transport: Transport) -> None:
     """Write until the kernel takes no more."""
     with contextlib.suppress(BlockingIOError):
         while True:
-            transport.send_nowait(bytes(1 << 20))
+            transport.sink.send(bytes(1 << 20))
 
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:
@@ -62,12 +63,31 @@ async def test_bytes_go_both_ways(pair: tuple[Transport, socket.socket]) -> None
     assert await transport.receive_some() == b""
 
 
-async def test_send_nowait_takes_what_fits_and_then_nothing(pair: tuple[Transport, socket.socket]) -> None:
+async def test_the_sink_takes_what_fits_and_then_nothing(pair: tuple[Transport, socket.socket]) -> None:
     transport, _ = pair
-    assert 0 < transport.send_nowait(bytes(1 << 24)) < 1 << 24
+    assert 0 < transport.sink.send(bytes(1 << 24)) < 1 << 24
     fill(transport)
     with pytest.raises(BlockingIOError):
-        transport.send_nowait(b"x")
+        transport.sink.send(b"x")
+
+
+async def test_a_closed_sink_raises_although_its_file_number_is_another_connections_by_now() -> None:
+    theirs, ours = socket.socketpair()
+    transport, number = Transport(theirs), theirs.fileno()
+    sink = transport.sink
+    transport.close()
+    others, reader = socket.socketpair()
+    if reader.fileno() == number:
+        others, reader = reader, others
+    elif others.fileno() != number:
+        with others:
+            others = socket.socket(fileno=os.dup2(others.fileno(), number))
+    with others, reader, ours:
+        reader.setblocking(False)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            sink.send(b"not for you")
+        with pytest.raises(BlockingIOError):
+            reader.recv(10)
 
 
 async def test_send_all_waits_until_everything_is_out(

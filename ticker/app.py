@@ -167,7 +167,8 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
     await market.gateway.recover()
     _calm_collector()
 
-    bus = Bus(market.happened, market.marked, first=None if recorder is None else recorder.take)
+    first = None if recorder is None else recorder.take
+    bus = Bus(market.happened, market.marked, ready=market.broadcaster.wait_swept, first=first)
 
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as connections:  # outermost: what must drain ends last

@@ -38,6 +38,8 @@ from ticker.topics.topic import NOTHING, Flush, LostError, Mark, Marks, OnSlow, 
 
 #: A sweep lets other tasks run when it has worked for this long: orders do not wait behind it.
 SLICE_S = 0.002
+#: A feed waits this long at most for a sweep to end: its work would only make the last subscriber later.
+HOLD_S = 0.02
 #: Subscribers served between two looks at the clock.
 CHUNK = 32
 #: Listings of topics that are kept for subscribers who may come back.
@@ -85,6 +87,8 @@ class Broadcaster:
         self._published = trio.Event()
         self._idle = trio.Event()
         self._hurry = False
+        self._sweeping = False
+        self._held = trio.lowlevel.ParkingLot()  # who waits for the end of the sweep under way
         self.published_at = -math.inf
         self.lateness, self.duration = Timing(), Timing()
         self._totals = {name: Totals() for name in KINDS}  # of what was told outside the present groups
@@ -114,6 +118,12 @@ class Broadcaster:
         self._end_lingering(now)
         self._published.set()
         self._published = trio.Event()
+
+    async def wait_swept(self) -> None:
+        """Wait for the end of a sweep under way, but not for long; no checkpoint if there is none."""
+        if self._sweeping:
+            with trio.move_on_after(HOLD_S):
+                await self._held.park()
 
     async def mark(self, marker: Marker) -> None:
         """Take in a marker. Before a new epoch begins, everybody is told the end of the last one."""
@@ -377,10 +387,14 @@ class Broadcaster:
             dirty = [channel for channel in self._channels.values() if channel.topic.dirty]
             due = [channel for channel in dirty if channel.due <= now or self._hurry]
             for channel in due:
+                self._sweeping = True
                 await self._sweep(channel)
+                self._sweeping = False
+                self._held.unpark_all()
             if not due:
-                self._idle.set()
-                self._idle = trio.Event()
+                if self._hurry:
+                    self._idle.set()
+                    self._idle = trio.Event()
                 await self._wait(published, min((channel.due for channel in dirty), default=math.inf))
             elif published.is_set():  # while it swept; else the wait lets the others run
                 await trio.lowlevel.checkpoint()
@@ -428,26 +442,23 @@ class Broadcaster:
         """Send a buffer to the next members of a group that wait for it.
 
         This is the innermost loop of the fan-out. After a system call the caches are cold, so what counts is how many
-        objects are touched per member: only its socket here.
+        objects are touched per member: only its socket here, not even a bound method of it.
         """
         size, first = len(data), group.reached
-        sends = group.sends[first : first + CHUNK]
-        group.reached = first + len(sends)
-        for place, send in enumerate(sends, first):
+        sinks = group.sinks[first : first + CHUNK]
+        group.reached = first + len(sinks)
+        for place, sink in enumerate(sinks, first):
             try:
-                sent = send(data)
+                sent = sink.send(data)
             except OSError as error:
                 member = group.lineup[place]
-                assert member is not None  # who has left is not written to
                 member.subscriber.outbox.refused(error)
                 self._set_apart(channel, group, member, channel.flush)
                 self._fell_behind(member)
                 continue
             if sent != size:
-                member = group.lineup[place]
-                assert member is not None
-                member.subscriber.outbox.keep(data, sent)
-        self._counts["buffers"] += len(sends)
+                group.lineup[place].subscriber.outbox.keep(data, sent)
+        self._counts["buffers"] += len(sinks)
 
     def _fell_behind(self, subscription: Subscription) -> None:
         """Note that the socket of a subscription takes nothing; that of one that ends does not count."""

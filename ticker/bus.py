@@ -2,7 +2,7 @@
 
 A feed sees a Trio channel. Behind it there is no queue and no task: an event is taken in completely, by everybody,
 before ``send`` returns, and everything past it is sync, so that a feed never waits for a subscriber. What it waits
-for is the processor: after each event all other tasks have their turn.
+for is the processor: a sweep under way is finished first, and after each event all other tasks have their turn.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ class Bus(trio.abc.SendChannel[Event]):
     Args:
         on_batch: Takes in what happened.
         on_marker: Takes in a marker; may wait until what was before it has been told.
+        ready: Waited for before each event: lets work that is under way end first.
         first: Sees every event before anybody else does.
     """
 
@@ -27,8 +28,10 @@ class Bus(trio.abc.SendChannel[Event]):
         self,
         on_batch: Callable[[Batch], None],
         on_marker: Callable[[Marker], Awaitable[None]],
+        ready: Callable[[], Awaitable[None]] | None = None,
         first: Callable[[Event], None] | None = None,
     ) -> None:
+        self._ready = ready
         self._on_batch = on_batch
         self._on_marker = on_marker
         self._first = first
@@ -36,6 +39,8 @@ class Bus(trio.abc.SendChannel[Event]):
     async def send(self, value: Event) -> None:
         """Take in an event; a cancel comes before it or after it."""
         await trio.lowlevel.checkpoint_if_cancelled()
+        if self._ready is not None:
+            await self._ready()
         if self._first is not None:
             self._first(value)
         if isinstance(value, Batch):

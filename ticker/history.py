@@ -244,6 +244,14 @@ class History:
         position = int(self.trade_position[instrument])
         return self._prints.between(instrument, max(position - count, self.oldest_print(instrument)), position)
 
+    def prints_at(self, instruments: I32, positions: I64) -> npt.NDArray[np.void]:
+        """Return trades that are still kept; see :meth:`ticker.prints.Prints.at`."""
+        return self._prints.at(instruments, positions)
+
+    def oldest_prints(self, instruments: I32) -> I64:
+        """Return the trade position before the oldest trade that is kept of each of some instruments."""
+        return np.maximum(0, self.trade_position[instruments] - self._prints.rows)
+
     def oldest_print(self, instrument: int) -> int:
         """Return the trade position before the oldest trade that is kept."""
         return max(0, int(self.trade_position[instrument]) - self._prints.rows)

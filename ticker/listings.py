@@ -8,6 +8,7 @@ asked for, so what is encoded and subscribed to is a *listing*: one name of one 
 from __future__ import annotations
 
 from feeds.instruments import Instruments
+from ticker.binary import RecordCodec
 from ticker.codec import RowCodec
 from ticker.errors import Code, RequestError
 from ticker.wire import MAX_ECHO
@@ -22,18 +23,22 @@ class Listings:
         instrument_of: Instrument id by listing id.
         codecs: Row printer by listing id.
         quoted_codecs: The same with numbers as strings.
+        record_codecs: Row packer by listing id.
         session: The replay session that this market is of, as every message of it says; empty for the server's own.
+        first: What packed records, which have no room for the session, call listing 0; the others follow.
     """
 
-    def __init__(self, instruments: Instruments, session: str = "") -> None:
+    def __init__(self, instruments: Instruments, session: str = "", first: int = 0) -> None:
         self.instruments = instruments
         self.session = session
+        self.first = first
         self.names = instruments.names
         self.instrument_of = [instruments.id_of(name) for name in self.names]
         self.codecs = [RowCodec(instruments[i], name) for name, i in zip(self.names, self.instrument_of, strict=True)]
         self.quoted_codecs = [
             RowCodec(instruments[i], name, quoted=True) for name, i in zip(self.names, self.instrument_of, strict=True)
         ]
+        self.record_codecs = [RecordCodec(instruments[i]) for i in self.instrument_of]
         self._ids = {name: listing for listing, name in enumerate(self.names)}
 
     @property

@@ -169,7 +169,7 @@ class MarketData:
             standing = self._broadcaster.standing(wish.key, outcome, snapshot=wish.snapshot, resume=after)
             marks[outcome] = standing.mark
             result = {"channel": wish.key.channel, "symbol": symbol, **wish.parameters, **self._market.listings.label}
-            ext = _ext(subscription, outcome, standing) if self._native else None
+            ext = _ext(subscription, self._market.listings.first + outcome, standing) if self._native else None
             self._client.accept(request, time_in, result, ext)
         if subscription is not None:
             self._client.flush()
@@ -352,14 +352,14 @@ def _statistics_of(subscription: Subscription) -> SubscriptionStatistics:
     )
 
 
-def _ext(subscription: Subscription, listing: int, standing: Standing) -> dict[str, Any]:
+def _ext(subscription: Subscription, number: int, standing: Standing) -> dict[str, Any]:
     """Return what a native acknowledgement says beside the result."""
     ext: dict[str, Any] = {"sub_id": subscription.id, "epoch": standing.epoch}
     ext |= {"head": standing.head, "oldest": standing.oldest}
     if standing.recovered is not None:
         ext |= {"recovered": standing.recovered, "behind": standing.behind}
     if subscription.key.packed:
-        ext |= {"listing": listing, "dtype": binary.described(subscription.key.channel)}
+        ext |= {"listing": number, "dtype": binary.described(subscription.key.channel)}
     return ext
 
 

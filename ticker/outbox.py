@@ -7,7 +7,7 @@ lands inside another. There are two ways in:
   nothing and asks again when the socket is writable ("choose the data at the last moment").
 * :meth:`Outbox.push`: it must arrive, behind what is already there. For replies and control frames. Bounded.
 
-A broadcast to many goes past both and calls :attr:`Outbox.send`, which is the socket's own while nothing waits.
+A broadcast to many goes past both and writes to :attr:`Outbox.sink`, which is the socket while nothing waits.
 All are sync: the producer never waits for a consumer. :meth:`Outbox.run` is the task that waits for the socket.
 Because a frame once begun belongs to the outbox, cancelling a caller never leaves half a frame on the wire.
 """
@@ -16,39 +16,53 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
-Send = Callable[[bytes | memoryview], int]
+
+class Sink(Protocol):
+    """Takes bytes as a non-blocking socket does."""
+
+    def send(self, data: bytes | memoryview, /) -> int:
+        """Write what fits now and return how much; :exc:`BlockingIOError` if nothing does."""
 
 
 class Writable(Protocol):
     """What an outbox writes to: :class:`ticker.transport.Transport`, or a fake with the same manners."""
 
     @property
-    def send_nowait(self) -> Send:
-        """Write what fits now and return how much; :exc:`BlockingIOError` if nothing does."""
+    def sink(self) -> Sink:
+        """Where bytes go, always the same one."""
 
     def reserve(self, size: int) -> None:
         """Make room for buffers of this size, where that is possible."""
 
     async def wait_writable(self) -> None:
-        """Wait until ``send_nowait`` would take something."""
+        """Wait until the sink would take something."""
+
+
+class _Refusing:
+    """Stands in for a socket where writing to it would break the order of what is waiting."""
+
+    def send(self, data: bytes | memoryview, /) -> int:
+        raise BlockingIOError
+
+
+REFUSING: Final[Sink] = _Refusing()
 
 
 class Outbox:
     """Ordered output of one connection.
 
     Attributes:
-        send: Writes a buffer of whole frames at once and returns how much of it was taken, or raises
-            :exc:`OSError`. While nothing waits it is the socket's own ``send``, so that a broadcast costs no more
-            than that; else it raises :exc:`BlockingIOError`. Whoever calls it reports anything but a whole write to
-            :meth:`keep` or :meth:`refused`.
-        on_turn: Called, each, whenever ``send`` has been replaced.
+        sink: Takes a buffer of whole frames at once. While nothing waits it is the socket itself, so that a broadcast
+            costs no more than its ``send``; else one that takes nothing. Whoever writes to it reports anything but a
+            whole write to :meth:`keep` or :meth:`refused`.
+        on_turn: Called, each, whenever ``sink`` has been replaced.
         on_writable: Called, each, by :meth:`run` when the socket has caught up; those before may have filled it again.
-        failed: Set when the connection can take nothing more: the peer is gone or overflowed its bound. Whoever
-            owns the connection waits for it.
+        failed: Whether the connection can take nothing more: the peer is gone or overflowed its bound.
+        on_failure: Called when that has happened; for whoever owns the connection.
         frames: Buffers that came through :meth:`offer` and :meth:`push`; a change tells that the connection is not
             silent.
         backlog_bytes: Bytes waiting now.
@@ -62,10 +76,11 @@ class Outbox:
         self._sealed = False
         self._wake = trio.Event()
         self._flushed = trio.Event()
-        self.send: Send = wire.send_nowait
+        self.sink = wire.sink
         self.on_turn: list[Callable[[], None]] = []
         self.on_writable: list[Callable[[], None]] = []
-        self.failed = trio.Event()
+        self.on_failure: Callable[[], None] = _nothing
+        self.failed = False
         self.frames = 0
         self.backlog_bytes = 0
         self._kept_bytes = 0  # of the backlog, at most: rests of what was offered
@@ -78,7 +93,7 @@ class Outbox:
             ``on_writable`` will be called when there is room, unless the connection has ended.
         """
         try:
-            sent = self.send(buffer)
+            sent = self.sink.send(buffer)
         except OSError as error:
             self.refused(error)
             return False
@@ -88,13 +103,13 @@ class Outbox:
         return True
 
     def keep(self, buffer: bytes, sent: int) -> None:
-        """Take over the rest of a buffer of which ``send`` took the first ``sent`` bytes."""
+        """Take over the rest of a buffer of which ``sink`` took the first ``sent`` bytes."""
         self._wire.reserve(len(buffer))
         self._kept_bytes = len(buffer) - sent
         self._queue(memoryview(buffer)[sent:])
 
     def refused(self, error: OSError) -> None:
-        """Take note of what ``send`` raised."""
+        """Take note of what writing to ``sink`` raised."""
         if not isinstance(error, BlockingIOError):
             self._end()
         elif not self._behind and not self._sealed:
@@ -116,16 +131,16 @@ class Outbox:
     def seal(self) -> None:
         """Take nothing more; what is queued still goes out. For after a Close frame."""
         self._sealed = True
-        self._turn(_refuse)
+        self._turn(REFUSING)
 
     async def wait_flushed(self) -> None:
         """Wait until everything taken so far is with the kernel, or the connection has ended."""
-        while self._backlog and not self.failed.is_set():
+        while self._backlog and not self.failed:
             await self._flushed.wait()
 
     async def run(self) -> None:
         """Write what the kernel refused, whenever it takes bytes again. Returns when the connection has ended."""
-        while not self.failed.is_set():
+        while not self.failed:
             if self._behind:
                 try:
                     await self._wire.wait_writable()
@@ -150,7 +165,7 @@ class Outbox:
         try:
             while self._backlog:
                 view = self._backlog[0]
-                sent = self._wire.send_nowait(view)
+                sent = self._wire.sink.send(view)
                 self.backlog_bytes -= sent
                 if sent != len(view):
                     self._backlog[0] = view[sent:]
@@ -166,7 +181,7 @@ class Outbox:
         self._flushed.set()
         self._flushed = trio.Event()
         if not self._sealed:
-            self._turn(self._wire.send_nowait)
+            self._turn(self._wire.sink)
             for tell in tuple(self.on_writable):
                 tell()
 
@@ -178,13 +193,13 @@ class Outbox:
     def _fall_behind(self) -> None:
         if not self._behind:
             self._behind = True
-            self._turn(_refuse)
+            self._turn(REFUSING)
             self._wake.set()
             self._wake = trio.Event()
 
-    def _turn(self, send: Send) -> None:
-        if send is not self.send:
-            self.send = send
+    def _turn(self, sink: Sink) -> None:
+        if sink is not self.sink:
+            self.sink = sink
             for tell in self.on_turn:
                 tell()
 
@@ -192,11 +207,11 @@ class Outbox:
         self._backlog.clear()
         self.backlog_bytes = 0
         self.seal()
-        self.failed.set()
+        self.failed = True
+        self.on_failure()
         self._wake.set()
         self._flushed.set()
 
 
-def _refuse(buffer: bytes | memoryview) -> int:
-    """Stands in for a ``send`` that would break the order of what is waiting."""
-    raise BlockingIOError
+def _nothing() -> None:
+    """What happens before anybody cares."""

@@ -7,9 +7,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from feeds.records import I64, Trades
+from feeds.records import I32, I64, Trades
 
-#: A trade as a snapshot shows it: side, price ticks, qty lots, trade id, time ns.
+#: A trade as a snapshot shows it: side, price ticks, qty lots, trade_id, ts (ns).
 Print = tuple[int, int, int, int, int]
 
 _ROW: Final = np.dtype([("side", "i1"), ("price", "i8"), ("qty", "i8"), ("trade_id", "i8"), ("ts", "i8")])
@@ -54,3 +54,12 @@ class Prints:
     def between(self, instrument: int, after: int, last: int) -> list[Print]:
         """Return the trades from position ``after + 1`` to ``last``, all of which must still be there."""
         return self._ring[instrument, np.arange(after, last) % self.rows].tolist()  # type: ignore[no-any-return]
+
+    def at(self, instruments: I32, positions: I64) -> npt.NDArray[np.void]:
+        """Return trades that must still be there, with the fields of :data:`Print`.
+
+        Args:
+            instruments: Whose, shape ``(m,)``.
+            positions: Which of theirs, shape ``(m,)``.
+        """
+        return self._ring[instruments, (positions - 1) % self.rows]

@@ -49,6 +49,8 @@ LOOK_S: Final = 0.1
 PATIENCE_S: Final = 2.0
 #: Requests that may wait for their recording to be opened.
 QUEUE_DEPTH: Final = 64
+#: Packed records number the listings of replays from here on; the server's own are below.
+FIRST_LISTING: Final = 1 << 24
 
 
 class ReplaysOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -114,6 +116,7 @@ class Replay:
         options: For how long it waits, how often it says its digest.
         history: How much is kept for those who missed it; at least what one batch of the tape has.
         explain: Returns what clients are told of an error.
+        first_listing: As in :class:`ticker.listings.Listings`.
 
     Raises:
         OptionError: Nothing of the tape is between ``from`` and ``to``.
@@ -135,6 +138,7 @@ class Replay:
         options: ReplaysOptions,
         history: HistoryOptions,
         explain: Callable[[BaseException], str],
+        first_listing: int = FIRST_LISTING,
     ) -> None:
         self.wish = wish
         self._explain = explain
@@ -157,15 +161,15 @@ class Replay:
             wait_start=None if wish.start_paused else self._wait_start,
         )
         self.playback = self._feed.playback
-        self.market = self._published(_roomy(history, len(self._selection.instruments)))
+        self.market = self._published(_roomy(history, len(self._selection.instruments)), first_listing)
         self._linger_s = options.linger_s
         self._checkpoints = Checkpoints(options.digest_events)
         self._life = trio.CancelScope(deadline=trio.current_time() + options.linger_s)
         self._patience = trio.CancelScope()  # of the present wait for slow readers; a stopped tape has none
 
-    def _published(self, options: HistoryOptions) -> Publication:
+    def _published(self, options: HistoryOptions, first_listing: int) -> Publication:
         instruments = self._selection.instruments
-        history, listings = History(instruments, options), Listings(instruments, self.wish.session)
+        history, listings = History(instruments, options), Listings(instruments, self.wish.session, first_listing)
         return Publication(
             name=self._feed.name,
             mode=self._feed.mode,
@@ -303,6 +307,7 @@ class Replays:
         self._library = library
         self._history = history
         self._replays: dict[str, Replay] = {}
+        self._first_listing = FIRST_LISTING
         self._jobs, self._todo = trio.open_memory_channel[Callable[[trio.Nursery], Awaitable[None]]](QUEUE_DEPTH)
 
     def ask_sources(self, answer: Callable[[list[str]], None], refuse: Callable[[RequestError], None]) -> None:
@@ -386,9 +391,11 @@ class Replays:
         if not wish.session:
             wish = msgspec.structs.replace(wish, session=secrets.token_hex(8))
         try:
-            return Replay(wish, recording, self.options, self._history, self._library.explained)
+            replay = Replay(wish, recording, self.options, self._history, self._library.explained, self._first_listing)
         except OptionError as error:  # of the tape nothing is left between from and to
             raise RequestError(str(error), Code.BAD_TIME, field="from") from None
+        self._first_listing += len(replay.market.listings)
+        return replay
 
     async def _run(self, replay: Replay, *, task_status: trio.TaskStatus[None]) -> None:
         """Run a replay; it has started once its first epoch has begun, or once it is over without."""

@@ -152,7 +152,7 @@ class GuardedStream(trio.abc.Stream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Queue a whole frame; after a Close frame nothing more goes out."""
         await trio.lowlevel.checkpoint()
-        if self._outbox.failed.is_set():
+        if self._outbox.failed:
             raise trio.BrokenResourceError
         self._outbox.push(bytes(data))
         if self.opened.is_set() and data[0] & 0x0F == 0x08:
@@ -303,16 +303,15 @@ class Server:
             self.sessions[session.id], self._outboxes[session.id] = session, outbox
             try:
                 nursery.start_soon(self._keep_alive, stream, outbox, session)
-                async with trio.open_nursery() as reading:
-                    reading.start_soon(self._end_on_demand, session, outbox, reading.cancel_scope)
-                    reading.start_soon(self._end_on_failure, outbox, reading.cancel_scope)
-                    await self._read(connection, session)
-                    reading.cancel_scope.cancel()
+                with trio.CancelScope() as reading:
+                    session.on_end = outbox.on_failure = reading.cancel
+                    if not outbox.failed:
+                        await self._read(connection, session)
             finally:
                 del self.sessions[session.id], self._outboxes[session.id]
-                session.forget(clean=self._draining or (not session.ending.is_set() and stream.said_goodbye))
+                session.forget(clean=self._draining or (not session.ending and stream.said_goodbye))
             self._ended[self._reason(stream, outbox, session)] += 1
-            if session.ending.is_set():
+            if session.ending:
                 outbox.push(close_frame(*session.close))
                 outbox.seal()
                 await self._drain(connection)
@@ -349,20 +348,12 @@ class Server:
                 session.end(NO_PONG, "no answer to a ping")
                 return
 
-    async def _end_on_demand(self, session: Session, outbox: Outbox, reading: trio.CancelScope) -> None:
-        await session.ending.wait()
-        reading.cancel()
-
-    async def _end_on_failure(self, outbox: Outbox, reading: trio.CancelScope) -> None:
-        await outbox.failed.wait()
-        reading.cancel()
-
     def _reason(self, stream: GuardedStream, outbox: Outbox, session: Session) -> str:
-        if session.ending.is_set():
+        if session.ending:
             return f"closed {session.close[0]}"
         if stream.violation is not None:
             return f"violation {stream.violation.close_code}"
-        return "output failed" if outbox.failed.is_set() else "peer left"
+        return "output failed" if outbox.failed else "peer left"
 
     # All of them
 

@@ -74,8 +74,9 @@ class Session:
         id: Number of the connection.
         native: Whether it speaks the native profile.
         bearer: The token of its ``Authorization`` header, or empty.
-        ending: Set when the server wants the session to end.
+        ending: Whether the server wants the session to end.
         close: The Close code and reason that go with it.
+        on_end: Called when it begins to want that; for whoever reads for the session.
     """
 
     def __init__(
@@ -93,8 +94,9 @@ class Session:
         self.id = session_id
         self.native = native
         self.bearer = bearer
-        self.ending = trio.Event()
+        self.ending = False
         self.close: tuple[int, str] = (1000, "")
+        self.on_end: Callable[[], None] = lambda: None
         self._outbox = outbox
         self._market = market
         self._options = options
@@ -128,9 +130,9 @@ class Session:
 
     def end(self, code: int, reason: str) -> None:
         """Ask for the end of the session, with a Close code; the first to ask decides."""
-        if not self.ending.is_set():
-            self.close = (code, reason)
-            self.ending.set()
+        if not self.ending:
+            self.ending, self.close = True, (code, reason)
+            self.on_end()
 
     def forget(self, *, clean: bool) -> None:
         """Give up everything that is held for this client; ``clean`` if it said goodbye."""
@@ -163,12 +165,15 @@ class Session:
 
     def beat(self) -> None:
         """Send a heartbeat: to plain subscribers into silence, to native ones always."""
-        silent = self._sent_so_far() == self._beaten_at
         if self.native and self._data.active:
             self._outbox.offer(frame(wire.encode(self._data.heartbeat())))
-        elif silent and (self._data.active or self._reads_instruments or self._market.gateway.reads(self)):
+            return
+        sent = self._sent_so_far()
+        if sent != self._beaten_at:
+            self._beaten_at = sent
+        elif self._data.active or self._reads_instruments or self._market.gateway.reads(self):
             self._outbox.offer(HEARTBEAT_FRAME)
-        self._beaten_at = self._sent_so_far()
+            self._beaten_at = self._sent_so_far()
 
     def _sent_so_far(self) -> tuple[int, float]:
         """Return what is different after anything was sent."""

@@ -13,7 +13,7 @@ from contextlib import suppress
 import msgspec
 import trio
 
-from ticker.outbox import Outbox, Send
+from ticker.outbox import Outbox, Sink
 from ticker.topics.topic import Counts, Flush, Marks, OnSlow, Piece, Topic, TopicKey
 
 
@@ -189,14 +189,14 @@ class Group:
         listings: What they want.
         members: They, in the order in which they joined.
         joined: Sum of the counts with which they joined.
-        lineup: Those that the present sweep, or the last one, is for; None where one has left meanwhile.
-        sends: What writes to each of them.
+        lineup: Those that the present sweep, or the last one, is for, less those that left before it reached them.
+        sinks: Where the bytes for each of them go.
         reached: How many of them the sweep has reached.
         told_at: Monotonic time (s) at which it was told something last.
     """
 
     __slots__ = (
-        "_changed", "_instruments", "_order", "_topic", "joined", "lineup", "listings", "members", "reached", "sends",
+        "_changed", "_instruments", "_order", "_topic", "joined", "lineup", "listings", "members", "reached", "sinks",
         "told_at",
     )  # fmt: skip
 
@@ -208,8 +208,8 @@ class Group:
         self.listings = listings
         self.members: dict[Subscription, None] = {}
         self.joined = Totals()
-        self.lineup: list[Subscription | None] = []
-        self.sends: list[Send] = []
+        self.lineup: list[Subscription] = []
+        self.sinks: list[Sink] = []
         self.reached = 0
         self._changed = False
         self.told_at = -math.inf
@@ -234,7 +234,7 @@ class Group:
         if self._changed:
             self._changed = False
             self.lineup = list(self.members)
-            self.sends = [member.subscriber.outbox.send for member in self.members]
+            self.sinks = [member.subscriber.outbox.sink for member in self.members]
         self.reached = 0
 
     def withdraw(self, member: Subscription) -> bool:
@@ -243,13 +243,13 @@ class Group:
             place = self.lineup.index(member, self.reached)
         except ValueError:
             return False
-        self.lineup[place], self.sends[place] = None, len  # whose result is that of a whole write
+        del self.lineup[place], self.sinks[place]
         return True
 
     def redirect(self, member: Subscription) -> None:
         """Write to a member in the way that its outbox now says."""
         with suppress(ValueError):  # one that came during the sweep is not in it
-            self.sends[self.lineup.index(member)] = member.subscriber.outbox.send
+            self.sinks[self.lineup.index(member)] = member.subscriber.outbox.sink
 
     def counts(self) -> Counts:
         """Return what became of the events of these listings since the topic exists."""

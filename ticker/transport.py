@@ -1,8 +1,8 @@
 """Sockets as this server needs them: accepted by Trio, written without waiting.
 
 Trio's own ``SocketStream`` has no public way to send what fits and come back, and fan-out is nothing else. So the
-listener here hands out :class:`Transport`, a :class:`trio.abc.Stream` over a standard non-blocking socket with one
-more method, :meth:`Transport.send_nowait`. It knows bytes; it must not know HTTP, WebSocket or the market.
+listener here hands out :class:`Transport`, a :class:`trio.abc.Stream` over a standard non-blocking socket, whose
+``send`` can be had as :attr:`Transport.sink`. It knows bytes; it must not know HTTP, WebSocket or the market.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Transport(trio.abc.Stream):
     """A connected byte stream that can also be written to without waiting.
 
     Attributes:
+        sink: The socket, for its ``send``, the innermost call of the fan-out: the kernel takes what fits now. Once the
+            transport is closed it raises; no other connection's file can be behind it.
         peer: The address of the other end, read once ("127.0.0.1"); empty for an unnamed socket.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
-        self._socket = sock
-        #: Bound once: this is the innermost call of the fan-out.
-        self.send_nowait = sock.send
+        self._socket = self.sink = sock
         self.peer = _peer_host(sock)
         self._send_buffer = SEND_BUFFER_BYTES
         self._closed = False
@@ -79,7 +79,7 @@ class Transport(trio.abc.Stream):
         await trio.lowlevel.checkpoint()
         while view:
             try:
-                view = view[self.send_nowait(view) :]
+                view = view[self._socket.send(view) :]
             except BlockingIOError:
                 await self.wait_writable()
             except OSError as error:

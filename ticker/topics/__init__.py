@@ -9,9 +9,9 @@ from ticker.history import History
 from ticker.listings import Listings
 from ticker.topics.book import BookTopic
 from ticker.topics.ohlc import OhlcTopic
-from ticker.topics.ticker import PackedTickerTopic, TickerTopic
+from ticker.topics.ticker import TickerTopic
 from ticker.topics.topic import Topic, TopicKey
-from ticker.topics.trade import TradeTopic
+from ticker.topics.trade import PackedTradeTopic, TradeTopic
 
 #: What makes the topics of each channel.
 KINDS: Final[dict[str, Callable[[TopicKey, History, Listings], Topic]]] = {
@@ -24,5 +24,5 @@ KINDS: Final[dict[str, Callable[[TopicKey, History, Listings], Topic]]] = {
 
 def open_topic(key: TopicKey, history: History, listings: Listings) -> Topic:
     """Return a new topic that nobody wants anything of yet."""
-    kind = PackedTickerTopic if key.packed else KINDS[key.channel]
+    kind = PackedTradeTopic if key.packed and key.channel == "trade" else KINDS[key.channel]
     return kind(key, history, listings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -12,6 +11,7 @@ from feeds.records import BUY, MISSING, SELL, Batch
 from ticker.history import History
 from ticker.listings import Listings
 from ticker.topics.topic import EMPTY, Flush, Mark, Piece, Topic, TopicKey, joined
+from ticker.topics.wording import Row, Rows
 
 
 class BookView(msgspec.Struct, frozen=True):
@@ -86,7 +86,7 @@ class BookTopic(Topic):
             for listing in self._wanted[i]:
                 self._enter(listing, mark.position, self._row(listing, old, new))
 
-    def _row(self, listing: int, old: Mark | None, new: BookView) -> str:
+    def _row(self, listing: int, old: Mark | None, new: BookView) -> Row:
         """Return the row that turns one view into another; the whole view if there was none."""
         before = BookView({}, {}, 0, 0) if old is None else old.state
         bids, asks = changes(before.bids, new.bids), changes(before.asks, new.asks)
@@ -106,10 +106,8 @@ class BookTopic(Topic):
             self._told[i] = mark.position
 
     def _lead(self, listing: int, old: Mark | None, new: Mark) -> Piece:
-        row = self._row(listing, old, new.state)
-        if old is None:
-            return self._say("snapshot", row, None, new.position, 0)
-        return self._say("update", row, old.position, new.position, 1)
+        prev = None if old is None else old.position
+        return self._say(listing, prev, [(new.position, self._row(listing, old, new.state))])
 
     def _collect_rows(self, flush: Flush) -> None:
         told = {listing: self._told_views.get(self._listings.instrument_of[listing]) for listing in self._rows}
@@ -120,7 +118,7 @@ class BookTopic(Topic):
         super()._tell(instrument, position)
         self._told_views[instrument] = self._views[instrument]
 
-    def _piece_of_rows(self, listing: int, after: int, rows: Sequence[tuple[int, str]], dropped: int = 0) -> Piece:
+    def _piece_of_rows(self, listing: int, after: int, rows: Rows, dropped: int = 0) -> Piece:
         if not rows:
             return EMPTY
         whole = self._whole.get(self._listings.instrument_of[listing])
@@ -128,12 +126,9 @@ class BookTopic(Topic):
             return super()._piece_of_rows(listing, after, rows, dropped)
         # One row a message, as Kraken has it; the first of an epoch is a snapshot for everybody.
         parts: list[Piece] = []
-        for position, row in rows:
-            if position == whole:
-                parts.append(self._say("snapshot", row, None, position, 0))
-            else:
-                parts.append(self._say("update", row, after, position, 1))
-            after = position
+        for row in rows:
+            parts.append(self._say(listing, None if row[0] == whole else after, [row]))
+            after = row[0]
         return joined(parts)
 
     def mark(self, listing: int) -> Mark:

@@ -6,7 +6,6 @@ import numpy as np
 
 from feeds.analytics import Candles
 from feeds.records import Batch
-from ticker.codec import message, rfc3339
 from ticker.history import History
 from ticker.listings import Listings
 from ticker.topics.topic import EMPTY, Flush, Mark, Piece, Topic, TopicKey
@@ -52,21 +51,16 @@ class OhlcTopic(Topic):
         current = self._history.candles.current(self._row, i)
         if current is None:
             return EMPTY
-        rows = [current]
-        position = int(self._position[i]) - current.trades  # where the oldest candle in rows began
+        candles = [(last, current)]  # with the positions of their last trades, the newest first
+        position = int(self._position[i]) - current.trades  # where the oldest of them began
         for closed in reversed(self._history.candles.closed(self._row, i)):
-            if position <= prev or (not prev and len(rows) > self.SNAPSHOT_CANDLES):
+            if position <= prev or (not prev and len(candles) > self.SNAPSHOT_CANDLES):
                 break
-            rows.append(closed)
+            candles.append((position, closed))
             position -= closed.trades
-        text = ",".join([self._codecs[listing].candle(candle, self._minutes) for candle in reversed(rows)])
-        return self._say("update", text, prev, last, len(rows)) if prev else self._say("snapshot", text, None, last, 0)
-
-    def _say(self, kind: str, rows: str, prev: int | None, last: int, n: int, dropped: int = 0) -> Piece:
-        pos = self._pos(prev, last, n, dropped) if self.key.native else ""
-        timestamp, session = rfc3339(self._history.ts), self._listings.session
-        data = message("ohlc", kind, rows, pos=pos, timestamp=timestamp, session=session)
-        return Piece(self._framed(data), 0 if prev is None else last - prev, n, dropped)
+        codec = self._codecs[listing]
+        rows = [(end, codec.candle(candle, self._minutes)) for end, candle in reversed(candles)]
+        return self._say(listing, prev or None, rows)
 
     def _present(self, listing: int) -> Mark:
         """Candles are shown as they are now, so who is behind gets ahead of what was flushed."""

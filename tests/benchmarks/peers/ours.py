@@ -90,7 +90,7 @@ class PrebuiltTopic(Topic):
     def _collect_state(self, flush: Flush) -> None:
         before = self._seq
         self._seq += 1
-        self._told[:] = self._seq
+        self._told.fill(self._seq)
         self._frame = tick_frame(self._seq, self.frame_bytes)
         for listing in self._interest:
             flush.add(listing, before, Piece(self._frame, 1, 1))
