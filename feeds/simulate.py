@@ -228,15 +228,18 @@ class _Market:
             yield self._next_span(span % len(self._due))
 
     def _opening(self) -> Batch:
-        """Return one quote of each symbol, so that every one has a price from the start."""
-        _, uniforms, normals, _ = self._streams
-        uniforms.refill()
-        normals.refill()
+        """Return a quote and the book of each symbol, so that every one has a market from the start."""
+        for stream in self._streams:
+            stream.refill()
+        _, uniforms, normals, of_books = self._streams
         events = self._ticks.opening(uniforms, normals)
-        seq = np.arange(self._seq, self._seq + len(events.order.ids))
-        self._seq += len(seq)
+        ids = self._ticks.all_ids
+        seq = np.arange(self._seq, self._seq + len(ids))
         trades, quotes = tables(events, self._now_ns, seq)
-        return Batch(ts=self._now_ns, trades=trades, quotes=quotes)
+        touch, now = self._ticks.touch, np.full(len(ids), self._now_ns)
+        levels = self._books.publish(ids, touch, of_books.take(ids), now, np.full(len(ids), self._seq + len(ids)))
+        self._seq += len(ids) + len(levels)
+        return Batch(ts=self._now_ns, trades=trades, quotes=quotes, levels=levels)
 
     def _next_span(self, place: int) -> Batch:
         """Return the next span, which is at ``place`` in its book interval."""

@@ -110,10 +110,11 @@ async def test_what_waits_is_told(tmp_path, autojump_clock):
     async def work(recording):
         assert (recording.told.waiting, recording.told.waiting_s) == (0, 0.0)
         await trio.sleep(0.05)
-        recording.recorder.take(batches_of(simulated(), 1)[0])
+        (batch,) = batches_of(simulated(), 1)
+        recording.recorder.take(batch)
         await trio.sleep(0.05)
         told = recording.told
-        assert (told.state, told.waiting, told.waiting_s) == ("recording", 6, pytest.approx(0.1))
+        assert (told.state, told.waiting, told.waiting_s) == ("recording", len(batch), pytest.approx(0.1))
 
     await recorded(tmp_path, work)
 
@@ -249,7 +250,7 @@ async def test_a_disk_that_refuses_to_the_end_leaves_what_it_took(tmp_path, auto
 
 
 async def test_beyond_what_may_wait_rows_are_dropped_and_a_gap_says_so(tmp_path, autojump_clock):
-    batches = [batch for batch in batches_of(simulated(), 40) if len(batch)]
+    batches = [batch for batch in batches_of(simulated(), 40) if 0 < len(batch) < 100]
 
     async def work(recording):
         await recording.say(EPOCH)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import feeds
 from feeds import clock, models, simulate
+from feeds.book import Books
 from feeds.errors import OptionError
 from feeds.feed import Feed, Supervisor
 from feeds.instruments import MAX_UNITS
@@ -207,11 +208,15 @@ def test_every_batch_is_one_window(rate):
         assert (batch.levels.ts_recv == batch.ts).all()
 
 
-def test_the_opening_is_one_quote_of_each_symbol_near_its_first_price():
+def test_the_opening_is_a_quote_and_the_book_of_each_symbol_near_its_first_price():
     opening = batches_of(0)[0]
     assert opening.quotes.instrument.tolist() == list(range(len(DEFAULT)))
-    assert (len(opening.trades), len(opening.levels)) == (0, 0)
-    assert set(opening.quotes.ts_recv.tolist()) == {START}
+    assert not len(opening.trades)
+    assert set(opening.quotes.ts_recv.tolist()) == set(opening.levels.ts_recv.tolist()) == {START}
+    books = Books()
+    assert [event.instrument for event in books.apply(opening.levels)] == list(range(len(DEFAULT)))
+    assert [books[i].best_bid[0] for i in range(len(DEFAULT))] == opening.quotes.bid_px.tolist()
+    assert [books[i].best_ask[0] for i in range(len(DEFAULT))] == opening.quotes.ask_px.tolist()
     first = np.array([models.pair(symbol).price_ticks for symbol in DEFAULT])
     assert (np.abs(opening.quotes.bid_px - first) < 60).all()
 
@@ -388,7 +393,8 @@ def test_books_come_once_in_their_interval_and_not_all_at_once():
     symbols = tuple(f"S{i}/USD" for i in range(100))
     _, _, levels = tables_of(batches_of(40, symbols=symbols, rate=10_000.0))
     last = levels.take((levels.flags & LAST) != 0)
-    times = last.ts_recv[last.instrument == 3]
+    opening, *times = last.ts_recv[last.instrument == 3].tolist()
+    assert opening == START
     assert len(times) == 4
     assert set(np.diff(times).tolist()) == {10 * WINDOW}
     windows = np.bincount((levels.ts_recv - START) // WINDOW)[11:]

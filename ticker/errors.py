@@ -55,7 +55,7 @@ class Code(enum.IntEnum):
     @property
     def retryable(self) -> bool:
         """Whether the same request may succeed a little later."""
-        return self in (Code.RATE_LIMITED, Code.BUSY, Code.UNAVAILABLE, Code.STATUS_UNKNOWN)
+        return self in (Code.NO_MARKET, Code.RATE_LIMITED, Code.BUSY, Code.UNAVAILABLE, Code.STATUS_UNKNOWN)
 
 
 class RequestError(Exception):
