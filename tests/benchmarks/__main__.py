@@ -34,6 +34,7 @@ TABLES = {
     "replay": ("replayed feed", in_process("bench_replay")),
     "journal": ("journal of orders", in_process("bench_journal")),
     "record": ("recorder", in_process("bench_record")),
+    "tape": ("orders against a tape", in_process("bench_tape")),
 }
 
 
