@@ -523,13 +523,9 @@ def test_in_a_recording_prints_fill_no_more_than_was_printed_since_an_entry_join
             if match.trade_id and trades.price[0] == entry.price:
                 by_prints[match.key] += match.qty
                 assert by_prints[match.key] <= printed[entry.side, entry.price] - before
-        if (
-            len(event.quotes)
-            and event.quotes.seq[0] % 50 == 0
-            and MISSING not in (history.bid_px[0], history.ask_px[0])
-        ):
+        if len(event.quotes) and event.quotes.seq[0] % 50 == 0 and history.quote_position[0]:
             for side, touch in ((BUY, int(history.bid_px[0])), (SELL, int(history.ask_px[0]))):
-                entry = Entry(key=next(keys), owner=1, instrument=0, side=side, price=touch, qty=1_000_000)
+                entry = Entry(key=next(keys), owner=2 + side, instrument=0, side=side, price=touch, qty=1_000_000)
                 assert tape.enter(entry) == ([], [], entry.qty, False)
                 joined[entry.key] = entry, printed[side, touch]
     assert len(by_prints) > 5
