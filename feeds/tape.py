@@ -52,16 +52,11 @@ class LastState(Protocol):
         bid_qty, ask_qty: Lots.
     """
 
-    @property
-    def books(self) -> Books: ...  # noqa: D102
-    @property
-    def bid_px(self) -> I64: ...  # noqa: D102
-    @property
-    def bid_qty(self) -> I64: ...  # noqa: D102
-    @property
-    def ask_px(self) -> I64: ...  # noqa: D102
-    @property
-    def ask_qty(self) -> I64: ...  # noqa: D102
+    books: Books
+    bid_px: I64
+    bid_qty: I64
+    ask_px: I64
+    ask_qty: I64
 
 
 #: A row of the tape: its number, what takes it in, and its values.
@@ -316,10 +311,10 @@ class Tape:
             while resting := own.first(price, through=True):
                 self._fill(resting, resting.open, matches, trade_id)
             if price in own.queues and aggressor != side:
-                self._share(own.queues[price], qty, trade_id, matches)
+                qty = self._share(own.queues[price], qty, trade_id, matches)
 
-    def _share(self, queue: Queue, qty: int, trade_id: int, matches: list[Match]) -> None:
-        """Let a print go through a queue: first the market's lots ahead of an entry, then the entry, then the next."""
+    def _share(self, queue: Queue, qty: int, trade_id: int, matches: list[Match]) -> int:
+        """Let a print go through a queue, the market's lots ahead and the entry in turn, and return what is left."""
         left, passed = qty, 0
         waiting = deque(queue.values())
         while left and waiting:
@@ -332,6 +327,7 @@ class Tape:
                     waiting.append(resting)
         for resting in queue.values():
             resting.ahead = max(resting.ahead - passed, 0)
+        return left
 
     def _touched(self, instrument: int, bid: int, bid_qty: int, ask: int, ask_qty: int, matches: list[Match]) -> None:
         for side, price, qty in ((BUY, bid, bid_qty), (SELL, ask, ask_qty)):

@@ -161,6 +161,11 @@ def test_a_print_with_an_aggressor_of_the_same_side_was_another_queue(market):
     assert fills(market.print(SELL, 101, 3)) == [(key, 101, 2)]
 
 
+def test_a_print_without_a_side_is_used_once(market):
+    buy, sell = market.rest(BUY, 101, 5), market.rest(SELL, 101, 5, owner=2)
+    assert fills(market.print(NO_SIDE, 101, 8)) == [(buy, 101, 5), (sell, 101, 3)]
+
+
 def test_prints_of_nothing_fill_nothing(market):
     market.rest(BUY, 101, 5)
     assert market.print(SELL, 101, 0) == market.print(SELL, 90, 0) == []
@@ -407,7 +412,7 @@ class Checked(Market):
 
     def do_print(self, side: int, price: int, qty: int) -> None:
         matches = self.print(side, price, qty)
-        assert sum(match.qty for match in matches if match.price == price) <= qty * (2 if side == NO_SIDE else 1)
+        assert sum(match.qty for match in matches if match.price == price) <= qty
         assert all(match.trade_id == self.script.seq for match in matches)
         self.happened(matches)
 
