@@ -37,7 +37,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feeds.book import Books
-from feeds.records import BUY, CLEAR, I64, MISSING, SELL, SNAPSHOT, Batch, Levels
+from feeds.records import BUY, CLEAR, I64, MISSING, SELL, SNAPSHOT, Batch, Levels, Quotes, Trades
 from feeds.resting import FAR, Queue, Resting, RestingSide, Taken, shrink
 from feeds.venue import Entry, Match, Outcome, SelfTrade
 
@@ -52,16 +52,11 @@ class LastState(Protocol):
         bid_qty, ask_qty: Lots.
     """
 
-    @property
-    def books(self) -> Books: ...  # noqa: D102
-    @property
-    def bid_px(self) -> I64: ...  # noqa: D102
-    @property
-    def bid_qty(self) -> I64: ...  # noqa: D102
-    @property
-    def ask_px(self) -> I64: ...  # noqa: D102
-    @property
-    def ask_qty(self) -> I64: ...  # noqa: D102
+    books: Books
+    bid_px: I64
+    bid_qty: I64
+    ask_px: I64
+    ask_qty: I64
 
 
 #: A row of the tape: its number, what takes it in, and its values.
@@ -80,11 +75,9 @@ class Tape:
         self._resting: dict[int, Resting] = {}
         self._sides: dict[tuple[int, int], RestingSide] = {}
         self._taken: dict[tuple[int, int], Taken] = {}
-        # By side and instrument, so that one comparison of columns tells which rows of a batch matter: the best price
-        # of the entries that rest, and whether anything is taken.
-        n = len(market.bid_px)
-        self._best = {BUY: np.full(n, -FAR), SELL: np.full(n, FAR)}
-        self._watched = {BUY: np.zeros(n, np.bool_), SELL: np.zeros(n, np.bool_)}
+        # By side and instrument: rows of the tape matter whose price times side is not above this. That is the best
+        # price of the entries that rest, or everything where something is taken. Row 0 is for rows without a side.
+        self._bound = np.full((3, len(market.bid_px)), -FAR)
         self._owned: Counter[tuple[int, int, int]] = Counter()  # entries by instrument, side and owner
 
     def walk(
@@ -169,8 +162,9 @@ class Tape:
         matches: list[Match] = []
         if not self._resting and not self._taken:
             return matches
-        # Keyed by the number of the row, which is unique over both tables.
-        for _, happened, row in sorted((*self._prints(batch), *self._touches(batch)), key=itemgetter(0)):
+        prints = self._prints(batch.trades) if len(batch.trades) else ()
+        touches = self._touches(batch.quotes) if len(batch.quotes) else ()
+        for _, happened, row in sorted((*prints, *touches), key=itemgetter(0)):
             happened(*row, matches)
         if len(batch.levels):
             self._booked(batch.levels)
@@ -183,9 +177,7 @@ class Tape:
         """A new epoch begins: forget every resting entry."""
         for kept in (self._resting, self._sides, self._taken, self._owned):
             kept.clear()
-        for side in (BUY, SELL):
-            self._best[side][:] = -side * FAR
-            self._watched[side][:] = False
+        self._bound[:] = -FAR
 
     # The entries that rest
 
@@ -198,7 +190,7 @@ class Tape:
         side.add(resting)
         self._resting[entry.key] = resting
         self._owned[*at, entry.owner] += 1
-        self._note_best(*at)
+        self._note_bound(*at)
 
     def _remove(self, resting: Resting) -> None:
         entry = resting.entry
@@ -206,11 +198,13 @@ class Tape:
         self._sides[at].remove(resting)
         del self._resting[entry.key]
         self._owned[*at, entry.owner] -= 1
-        self._note_best(*at)
+        self._note_bound(*at)
 
-    def _note_best(self, instrument: int, side: int) -> None:
-        best = self._sides[instrument, side].best
-        self._best[side][instrument] = -side * FAR if best is None else best
+    def _note_bound(self, instrument: int, side: int) -> None:
+        own = self._sides.get((instrument, side))
+        best = own.best if own else None
+        bound = -FAR if best is None else best * side
+        self._bound[side, instrument] = FAR if self._taken.get((instrument, side)) else bound
 
     def _own(self, instrument: int, side: int, price: int | None, owner: int) -> Iterator[Resting]:
         """Yield the entries of the same owner that an entry would meet, in the order in which it would."""
@@ -283,14 +277,14 @@ class Tape:
         taken = self._taken.get((instrument, side))
         if taken is None:
             taken = self._taken[instrument, side] = Taken(side)
-            self._watched[side][instrument] = True
         taken.add(price, lots, displayed)
+        self._note_bound(instrument, side)
 
     def _forget(self) -> None:
         """Stop watching sides of which nothing is taken any more."""
         for instrument, side in [at for at, taken in self._taken.items() if not taken]:
             del self._taken[instrument, side]
-            self._watched[side][instrument] = False
+            self._note_bound(instrument, side)
 
     def _trade(self, entry: Entry, limit: int | None, left: int, matches: list[Match]) -> int:
         """Take what is displayed up to a limit, and return the lots that are left."""
@@ -306,28 +300,20 @@ class Tape:
 
     # What happens on the tape
 
-    def _prints(self, batch: Batch) -> Iterator[_Happening]:
-        """Yield the prints that may fill something."""
-        trades, at = batch.trades, batch.trades.instrument
-        matters = (trades.price <= self._best[BUY][at]) | (trades.price >= self._best[SELL][at])
+    def _prints(self, trades: Trades) -> Iterable[_Happening]:
+        """Return the prints that may fill something."""
+        at = trades.instrument
+        matters = (trades.price <= self._bound[BUY, at]) | (trades.price >= -self._bound[SELL, at])
         rows = np.flatnonzero(matters & (trades.qty > 0))
         columns = (at, trades.price, trades.qty, trades.side, trades.trade_id)
-        return self._happenings(self._printed, trades.seq, columns, rows)
+        return _happenings(self._printed, trades.seq, columns, rows)
 
-    def _touches(self, batch: Batch) -> Iterator[_Happening]:
-        """Yield the quotes that may fill something, shorten a queue or refresh what is taken."""
-        quotes, at = batch.quotes, batch.quotes.instrument
-        bid, ask = quotes.bid_px, quotes.ask_px
-        best_bid, best_ask = self._best[BUY][at], self._best[SELL][at]
-        matters = (bid <= best_bid) | (ask <= best_bid) | (ask >= best_ask) | (bid >= best_ask)
-        rows = np.flatnonzero(matters | self._watched[BUY][at] | self._watched[SELL][at])
-        return self._happenings(self._touched, quotes.seq, (at, bid, quotes.bid_qty, ask, quotes.ask_qty), rows)
-
-    def _happenings(
-        self, happened: Callable[..., None], seq: I64, columns: tuple[npt.NDArray[Any], ...], rows: I64
-    ) -> Iterator[_Happening]:
-        values = zip(*(column[rows].tolist() for column in columns), strict=True)
-        return zip(seq[rows].tolist(), repeat(happened), values)
+    def _touches(self, quotes: Quotes) -> Iterable[_Happening]:
+        """Return the quotes that may fill something, shorten a queue or refresh what is taken."""
+        at, bid, ask = quotes.instrument, quotes.bid_px, quotes.ask_px
+        low = np.minimum(bid, ask) <= self._bound[BUY, at]
+        rows = np.flatnonzero(low | (np.maximum(bid, ask) >= -self._bound[SELL, at]))
+        return _happenings(self._touched, quotes.seq, (at, bid, quotes.bid_qty, ask, quotes.ask_qty), rows)
 
     def _printed(
         self, instrument: int, price: int, qty: int, aggressor: int, trade_id: int, matches: list[Match]
@@ -339,10 +325,10 @@ class Tape:
             while resting := own.first(price, through=True):
                 self._fill(resting, resting.open, matches, trade_id)
             if price in own.queues and aggressor != side:
-                self._share(own.queues[price], qty, trade_id, matches)
+                qty = self._share(own.queues[price], qty, trade_id, matches)
 
-    def _share(self, queue: Queue, qty: int, trade_id: int, matches: list[Match]) -> None:
-        """Let a print go through a queue: first the market's lots ahead of an entry, then the entry, then the next."""
+    def _share(self, queue: Queue, qty: int, trade_id: int, matches: list[Match]) -> int:
+        """Let a print go through a queue, the market's lots ahead and the entry in turn, and return what is left."""
         left, passed = qty, 0
         waiting = deque(queue.values())
         while left and waiting:
@@ -355,6 +341,7 @@ class Tape:
                     waiting.append(resting)
         for resting in queue.values():
             resting.ahead = max(resting.ahead - passed, 0)
+        return left
 
     def _touched(self, instrument: int, bid: int, bid_qty: int, ask: int, ask_qty: int, matches: list[Match]) -> None:
         for side, price, qty in ((BUY, bid, bid_qty), (SELL, ask, ask_qty)):
@@ -380,16 +367,15 @@ class Tape:
     def _booked(self, levels: Levels) -> None:
         """Refresh the levels that rows are about, and shorten the queues there."""
         at, price, side = levels.instrument, levels.price, levels.side
-        bids = (side == BUY) & ((price <= self._best[BUY][at]) | self._watched[BUY][at])
-        asks = (side == SELL) & ((price >= self._best[SELL][at]) | self._watched[SELL][at])
-        rows = np.flatnonzero(bids | asks)
+        rows = np.flatnonzero(price * side <= self._bound[side, at])
         for instrument, one, level in set(
             zip(at[rows].tolist(), side[rows].tolist(), price[rows].tolist(), strict=True)
         ):
             if taken := self._taken.get((instrument, one)):
                 taken.refresh(level)
             self._shrink(instrument, one, (level,))
-        for instrument in np.unique(at[(levels.action == CLEAR) | (levels.flags & SNAPSHOT != 0)]).tolist():
+        whole = (levels.action == CLEAR) | (levels.flags & SNAPSHOT).astype(np.bool_)
+        for instrument in set(at[whole].tolist()):
             for one in (BUY, SELL):
                 if taken := self._taken.get((instrument, one)):
                     taken.clear()
@@ -405,7 +391,7 @@ class Tape:
     def _meet(self, matches: list[Match]) -> None:
         """Fill what the displayed depth reaches, where a quote has not told of it."""
         bid, ask = self._market.bid_px, self._market.ask_px
-        reached = ((ask <= self._best[BUY]) & (ask != MISSING)) | (bid >= self._best[SELL])
+        reached = ((ask <= self._bound[BUY]) & (ask != MISSING)) | (bid >= -self._bound[SELL])
         for instrument in np.flatnonzero(reached).tolist():
             for side in (BUY, SELL):
                 own = self._sides.get((instrument, side))
@@ -413,3 +399,12 @@ class Tape:
                     if own is None or own.first(price) is None:
                         break
                     self._reach(instrument, side, price, displayed, matches)
+
+
+def _happenings(
+    happened: Callable[..., None], seq: I64, columns: tuple[npt.NDArray[Any], ...], rows: I64
+) -> Iterable[_Happening]:
+    if not len(rows):
+        return ()
+    values = zip(*(column[rows].tolist() for column in columns), strict=True)
+    return zip(seq[rows].tolist(), repeat(happened), values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import count, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,11 @@ def test_a_print_with_an_aggressor_of_the_same_side_was_another_queue(market):
     assert fills(market.print(SELL, 101, 3)) == [(key, 101, 2)]
 
 
+def test_a_print_without_a_side_is_used_once(market):
+    buy, sell = market.rest(BUY, 101, 5), market.rest(SELL, 101, 5, owner=2)
+    assert fills(market.print(NO_SIDE, 101, 8)) == [(buy, 101, 5), (sell, 101, 3)]
+
+
 def test_prints_of_nothing_fill_nothing(market):
     market.rest(BUY, 101, 5)
     assert market.print(SELL, 101, 0) == market.print(SELL, 90, 0) == []
@@ -256,6 +261,12 @@ def test_each_slice_of_an_iceberg_queues_anew(market):
     assert fills(market.print(SELL, 100, 12)) == [(iceberg, 100, 3)]
 
 
+def test_a_print_goes_on_through_the_queue_before_the_next_slice(market):
+    iceberg = market.rest(BUY, 100, 10, display=4)
+    assert fills(market.print(SELL, 100, 10 + 4 + 6)) == [(iceberg, 100, 4)]
+    assert market.ahead(iceberg) == 10 - 6
+
+
 def test_an_iceberg_that_is_alone_shows_slice_after_slice(market):
     iceberg = market.rest(BUY, 101, 10, display=4)
     other = market.rest(BUY, 101, 3)
@@ -273,6 +284,9 @@ def test_an_amend_keeps_its_place_only_where_price_stays_and_quantity_does_not_g
     assert fills(market.print(SELL, 101, 1)) == [(first, 101, 1)]
     assert market.tape.amend(first, 101, 4).rests == 4
     assert fills(market.print(SELL, 101, 6)) == [(second, 101, 5), (first, 101, 1)]
+    assert market.tape.amend(first, 101, 1) == ([], [], 1, False)
+    assert fills(market.print(SELL, 101, 100)) == [(first, 101, 1)]
+    first = market.rest(BUY, 101, 5)
     assert market.tape.amend(first, 102, 12) == ([Match(first, 102, 10, False)], [], 2, False)
 
 
@@ -398,7 +412,7 @@ class Checked(Market):
 
     def do_print(self, side: int, price: int, qty: int) -> None:
         matches = self.print(side, price, qty)
-        assert sum(match.qty for match in matches if match.price == price) <= qty * (2 if side == NO_SIDE else 1)
+        assert sum(match.qty for match in matches if match.price == price) <= qty
         assert all(match.trade_id == self.script.seq for match in matches)
         self.happened(matches)
 
@@ -482,35 +496,41 @@ def test_fills_do_not_depend_on_how_the_tape_is_cut_into_batches(entries, rows):
     )
     matches = [match for batch in batches for match in single.happen(batch)]
     assert whole.happen(together) == matches
-    for market in (whole, single):
-        assert [market.tape.walk(BTC, side, None, 100, 1) for side in (BUY, SELL)]
-    assert {k: (r.open, r.ahead) for k, r in whole.tape._resting.items()} == {
-        k: (r.open, r.ahead) for k, r in single.tape._resting.items()
-    }
+    for side in (BUY, SELL):
+        assert whole.tape.walk(BTC, side, None, 100, 1) == single.tape.walk(BTC, side, None, 100, 1)
+    rest_of_whole, rest_of_single = (
+        {key: (resting.open, resting.ahead) for key, resting in market.tape._resting.items()}
+        for market in (whole, single)
+    )
+    assert rest_of_whole == rest_of_single
 
 
 @pytest.mark.skipif(not RECORDING.parent.is_dir(), reason=f"no recordings in {RECORDING.parent}")
-def test_a_recording_fills_as_much_as_it_traded_and_never_at_a_worse_price():
+def test_in_a_recording_prints_fill_no_more_than_was_printed_since_an_entry_joined():
     recording = open_recording(RECORDING)
     history = History(recording.instruments, HistoryOptions())
-    tape, entries, bought = Tape(history), {}, Counter()
-    traded: Counter[int] = Counter()
-    lots = 1000
-    for number, batch in enumerate(islice(ReplayFeed(recording).slices(), 400)):
-        history.apply(batch, lambda event: None)
-        traded.update(batch.trades.price[batch.trades.instrument == 0].tolist())
-        for match in tape.moved(batch):
-            entry = entries[match.key]
+    tape, keys = Tape(history), count(1)
+    joined: dict[int, tuple[Entry, int]] = {}
+    printed: Counter[tuple[int, int]] = Counter()  # lots so far, by the side that rested and price
+    filled: Counter[int] = Counter()
+    by_prints: Counter[int] = Counter()
+    for event in chain.from_iterable(batch.by_event() for batch in islice(ReplayFeed(recording).slices(), 2)):
+        history.apply(event, lambda event: None)
+        trades = event.trades.take(event.trades.instrument == 0)
+        for price, qty, side in zip(trades.price.tolist(), trades.qty.tolist(), trades.side.tolist(), strict=True):
+            printed[-side, price] += qty
+        for match in tape.moved(event):
+            entry, before = joined[match.key]
+            filled[match.key] += match.qty
             assert match.price == entry.price
-            bought[match.key] += match.qty
-            assert bought[match.key] <= entry.qty
-        if history.bid_px[0] == MISSING:
-            continue
-        for side, touch in ((BUY, history.bid_px), (SELL, history.ask_px)):
-            key = 2 * number + (side == SELL) + 1
-            entries[key] = Entry(
-                key=key, owner=1, instrument=0, side=side, price=int(touch[0]), qty=lots, self_trade="cancel_oldest"
-            )
-            assert not tape.enter(entries[key]).matches
-    assert len(bought) > 20
-    assert traded
+            assert filled[match.key] <= entry.qty
+            if match.trade_id and trades.price[0] == entry.price:
+                by_prints[match.key] += match.qty
+                assert by_prints[match.key] <= printed[entry.side, entry.price] - before
+        if len(event.quotes) and event.quotes.seq[0] % 50 == 0 and history.quote_position[0]:
+            for side, touch in ((BUY, int(history.bid_px[0])), (SELL, int(history.ask_px[0]))):
+                entry = Entry(key=next(keys), owner=2 + side, instrument=0, side=side, price=touch, qty=1_000_000)
+                assert tape.enter(entry) == ([], [], entry.qty, False)
+                joined[entry.key] = entry, printed[side, touch]
+    assert len(by_prints) > 5
+    assert len(filled) > 20

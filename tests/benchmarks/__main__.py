@@ -38,6 +38,7 @@ TABLES = {
     "seek": ("seeking in a recording", in_process("bench_seek")),
     "journal": ("journal of orders", in_process("bench_journal")),
     "record": ("recorder", in_process("bench_record")),
+    "tape": ("orders against a tape", in_process("bench_tape")),
 }
 
 
