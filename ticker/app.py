@@ -85,7 +85,7 @@ def build_market(feed: Feed, heard: trio.Event, options: Options) -> Market:
     gateway = Gateway(
         history,
         listings,
-        Tape(history),
+        feed.venue if isinstance(feed, MarketFeed) else Tape(history),
         read_accounts(orders.accounts) if orders.accounts else demo_accounts(feed.instruments),
         Journal(_journal_path(feed, options)),
         latency=UniformLatency(orders.latency) if orders.latency.delays else None,
@@ -116,6 +116,8 @@ def _origin(options: Options, feed: Feed) -> dict[str, Any]:
     """Return what ``status`` says about how to have the same market again."""
     if isinstance(feed, SimulatedFeed):
         return {"model": options.simulation.model, "seed": options.simulation.seed}
+    if isinstance(feed, MarketFeed):
+        return {"model": "order book", "seed": feed.options.seed}
     return {"source": feed.name} if isinstance(feed, ReplayFeed) else {}
 
 
