@@ -101,15 +101,15 @@ class MarketFeed:
         Called again, it begins again with new books, at the market time that has been reached. A cancel loses the
         window that was being sent.
         """
-        reason = "the market opens"
+        start_ns, again = self.venue.now_ns, self._clock is not None
         if self._clock is not None:
-            reason += " again"
-            now_ns = self._clock.tape_at(trio.current_time())
-            self.venue.reset(self._prices, max(self.venue.now_ns, now_ns))
-            self._agents = self._settle()
-        start_ns = self.venue.now_ns
+            start_ns = max(start_ns, self._clock.tape_at(trio.current_time()))
         self._clock = clock.ReplayClock(start_ns, trio.current_time(), self.speed)
+        reason = "the market opens again" if again else "the market opens"
         await out.send(Marker(kind="epoch", ts=start_ns, reason=reason))
+        if again:  # only now does every client know that its orders have ended
+            self.venue.reset(self._prices, start_ns)
+            self._agents = self._settle()
         await out.send(self.venue.opening())
         while True:
             end_ns = self.venue.now_ns + self._window_ns
