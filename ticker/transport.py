@@ -44,6 +44,7 @@ class Transport(trio.abc.Stream):
         self.peer = _peer_host(sock)
         self._send_buffer = SEND_BUFFER_BYTES
         self._closed = False
+        self._drained = False  # the last read took all there was: to try again before the next wait costs 5 µs
 
     def reserve(self, size: int) -> None:
         """Let the kernel hold about two buffers of ``size`` bytes, as far as the system allows.
@@ -92,15 +93,24 @@ class Transport(trio.abc.Stream):
             trio.BrokenResourceError: The peer reset the connection.
             trio.ClosedResourceError: The transport was closed.
         """
-        await trio.lowlevel.checkpoint()
+        most = max_bytes or RECEIVE_BYTES
+        await (self._wait_readable() if self._drained else trio.lowlevel.checkpoint())
         while not self._closed:
             try:
-                return self._socket.recv(max_bytes or RECEIVE_BYTES)
+                data = self._socket.recv(most)
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._socket)
+                await self._wait_readable()
             except OSError as error:
                 raise self._translated(error) from error
+            else:
+                self._drained = len(data) < most
+                return data
         raise trio.ClosedResourceError
+
+    async def _wait_readable(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError
+        await trio.lowlevel.wait_readable(self._socket)
 
     def _translated(self, error: OSError) -> Exception:
         return trio.ClosedResourceError() if self._closed else trio.BrokenResourceError(str(error))
