@@ -37,7 +37,10 @@ from ticker.topics import KINDS, open_topic
 from ticker.topics.topic import NOTHING, Flush, LostError, Mark, Marks, OnSlow, TopicKey
 
 #: A sweep lets other tasks run when it has worked for this long: orders do not wait behind it.
-SLICE_S = 0.002
+SLICE_S = 0.001
+#: It lets them run for so many turns of the event loop: that is how many a request takes to be read, decided and handed
+#: to the disk, and an answer to come back from there. With one, each of them would wait for a slice.
+TURNS = 4
 #: A feed waits this long at most for a sweep to end: its work would only make the last subscriber later.
 HOLD_S = 0.02
 #: Subscribers served between two looks at the clock.
@@ -426,7 +429,8 @@ class Broadcaster:
             while group.reached < len(group.lineup):
                 self._send(channel, group, data)
                 if time.perf_counter() > slice_end:
-                    await trio.lowlevel.checkpoint()
+                    for _ in range(TURNS):
+                        await trio.lowlevel.checkpoint()
                     slice_end = time.perf_counter() + SLICE_S
         channel.flush = None
         waiting, channel.waiting = channel.waiting, {}

@@ -94,7 +94,10 @@ class Transport(trio.abc.Stream):
             trio.ClosedResourceError: The transport was closed.
         """
         most = max_bytes or RECEIVE_BYTES
-        await (self._wait_readable() if self._drained else trio.lowlevel.checkpoint())
+        if self._drained:
+            await self._wait_readable()
+        else:
+            await trio.lowlevel.checkpoint()
         while not self._closed:
             try:
                 data = self._socket.recv(most)
