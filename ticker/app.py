@@ -81,7 +81,7 @@ def build_market(feed: Feed, heard: trio.Event, options: Options) -> Market:
         ConfigError: The file of accounts cannot be read.
     """
     history, listings = History(feed.instruments, options.history), Listings(feed.instruments)
-    broadcaster, orders = Broadcaster(history, listings, heard), options.orders
+    orders = options.orders
     gateway = Gateway(
         history,
         listings,
@@ -96,7 +96,7 @@ def build_market(feed: Feed, heard: trio.Event, options: Options) -> Market:
         mode=feed.mode,
         history=history,
         listings=listings,
-        broadcaster=broadcaster,
+        broadcaster=Broadcaster(history, listings, heard, lambda: gateway.busy),
         heard=heard,
         playback=feed.playback if isinstance(feed, ReplayFeed) else None,
         gateway=gateway,

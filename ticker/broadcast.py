@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 import trio
@@ -36,8 +36,8 @@ from ticker.timing import Timing
 from ticker.topics import KINDS, open_topic
 from ticker.topics.topic import NOTHING, Flush, LostError, Mark, Marks, OnSlow, TopicKey
 
-#: A sweep lets other tasks run when it has worked for this long: orders do not wait behind it.
-SLICE_S = 0.001
+#: A sweep lets other tasks run when it has worked for this long, the second where something is pressing.
+SLICE_S, SHORT_SLICE_S = 0.002, 0.0005
 #: It lets them run for so many turns of the event loop: that is how many a request takes to be read, decided and handed
 #: to the disk, and an answer to come back from there. With one, each of them would wait for a slice.
 TURNS = 4
@@ -81,9 +81,13 @@ class Broadcaster:
         history: The market's state; this is its only writer.
         listings: The market's names.
         heard: Set with the first subscription.
+        pressing: Tells whether there is work under way that a sweep must not delay for long: orders.
     """
 
-    def __init__(self, history: History, listings: Listings, heard: trio.Event) -> None:
+    def __init__(
+        self, history: History, listings: Listings, heard: trio.Event, pressing: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._pressing = pressing
         self._history = history
         self._listings = listings
         self._channels: dict[TopicKey, Channel] = {}
@@ -418,7 +422,7 @@ class Broadcaster:
         plan = list(channel.groups.values())
         for group in plan:
             group.line_up()
-        slice_end = time.perf_counter() + SLICE_S
+        slice_end = self._slice_end()
         for group in plan:
             data = group.join(flush.pieces)
             if not data:
@@ -431,7 +435,7 @@ class Broadcaster:
                 if time.perf_counter() > slice_end:
                     for _ in range(TURNS):
                         await trio.lowlevel.checkpoint()
-                    slice_end = time.perf_counter() + SLICE_S
+                    slice_end = self._slice_end()
         channel.flush = None
         waiting, channel.waiting = channel.waiting, {}
         for subscription in waiting:
@@ -441,6 +445,9 @@ class Broadcaster:
         done = trio.current_time()
         self.lateness.observe(done - was_due)
         self.duration.observe(done - now)
+
+    def _slice_end(self) -> float:
+        return time.perf_counter() + (SHORT_SLICE_S if self._pressing() else SLICE_S)
 
     def _send(self, channel: Channel, group: Group, data: bytes) -> None:
         """Send a buffer to the next members of a group that wait for it.

@@ -112,6 +112,9 @@ _NOBODY: Final = Request("")
 class Gateway:
     """The way from sessions to the exchange and back.
 
+    Attributes:
+        busy: Whether requests are being done, written or answered.
+
     Args:
         history: The market's last state.
         listings: The market's names.
@@ -153,6 +156,7 @@ class Gateway:
         self._connections: dict[Client, tuple[float, set[int]]] = {}
         self._arrivals: dict[Client, float] = {}
         self._unsaved = 0
+        self.busy = False
         self._counts = {"requests": 0, "groups": 0, "events": 0, "failures": 0}
 
     # Running
@@ -181,7 +185,9 @@ class Gateway:
                 nursery.start_soon(self._switches.run, self._cancel)
                 nursery.start_soon(self._revalue)
                 while True:
+                    self.busy = False
                     await self._wait_work()
+                    self.busy = True
                     self._do()
                     await self._commit()
         finally:
