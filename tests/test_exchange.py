@@ -201,6 +201,14 @@ def test_a_refused_amendment_changes_nothing(pit, change, code):
     assert pit.exchange.drain() == ([], [])
 
 
+def test_an_iceberg_shows_a_fifteenth_of_itself_at_least_also_once_it_is_amended(pit):
+    assert pit.refusal(BUY, ONE, 990, order_type="iceberg", display=ONE // 16) is Code.INVALID_ORDER
+    pit.place(BUY, ONE, 990, order_type="iceberg", display=ONE // 15 + 1)
+    for change in ({"display": ONE // 16}, {"qty": 2 * ONE}):
+        with pytest.raises(RequestError, match="display_qty"):
+            pit.exchange.amend("a", pit.order, Change(**change))
+
+
 # Stops, and the end of time
 
 

@@ -53,7 +53,6 @@ def test_an_order_keeps_the_name_that_it_came_under():
         ({"display_qty": Decimal("0.1")}, "display_qty"),
         ({"order_type": "iceberg"}, "display_qty"),
         ({"order_type": "iceberg", "display_qty": Decimal("0.6")}, "display_qty"),
-        ({"order_type": "iceberg", "display_qty": Decimal("0.01")}, "display_qty"),
         ({"time_in_force": "gtd"}, "expire_time"),
         ({"time_in_force": "gtd", "expire_time": "2020-01-01T00:00:00Z"}, "expire_time"),
         ({"time_in_force": "gtd", "expire_time": "2026-01-03T00:00:00"}, "expire_time"),

@@ -16,6 +16,8 @@ from ticker.orders.order import Order, Terms
 
 #: Price times quantity stays below this, so that it fits an int64 wherever it goes.
 MAX_COST: Final = 2**63 - 1
+#: An iceberg must not be more than this many times what it shows (Kraken's number): each slice is a trade of its own.
+MOST_HIDDEN: Final = 15
 
 #: What an order would trade at once: (ticks, lots), best price first.
 Walk = list[tuple[int, int]]
@@ -97,6 +99,9 @@ class Risk:
     def _check_terms(self, account: str, terms: Terms, qty: int, walk: Walk, amended: Order | None = None) -> None:
         limits = self._accounts.options[account].limits
         instrument = self._history.instruments[self._history.instruments.id_of(terms.symbol)]
+        if terms.display and terms.display * MOST_HIDDEN < terms.qty:
+            text = f"EOrder:Invalid display_qty: at least 1/{MOST_HIDDEN} of order_qty"
+            raise RequestError(text, Code.INVALID_ORDER, field="display_qty")
         if terms.post_only and walk:
             raise RequestError("EOrder:Post only order", Code.POST_ONLY, field="post_only")
         price = self._reference(terms) if terms.price is None else terms.price

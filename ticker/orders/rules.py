@@ -27,8 +27,6 @@ from ticker.orders.params import AmendParams, OrderParams
 #: Numbers longer than this are refused before anything is computed with them.
 MAX_DIGITS: Final = len(str(MAX_UNITS))
 CL_ORD_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,36}")
-#: An iceberg must not hide more than this many times what it shows (Kraken's number).
-MOST_HIDDEN: Final = 15
 #: Kraken's bounds of a deadline, and the one that holds where none is given.
 MIN_DEADLINE_NS: Final = 500_000_000
 MAX_DEADLINE_NS: Final = 60_000_000_000
@@ -178,9 +176,8 @@ def _display(params: OrderParams, instrument: Instrument, qty: int) -> int:
     if params.display_qty is UNSET:
         raise RequestError("EOrder:Invalid display_qty: an iceberg needs one", Code.INVALID_ORDER, field="display_qty")
     display = lots(params.display_qty, instrument, "display_qty")
-    if display > qty or display * MOST_HIDDEN < qty:
-        text = f"EOrder:Invalid display_qty: at most order_qty, and at least 1/{MOST_HIDDEN} of it"
-        raise RequestError(text, Code.INVALID_ORDER, field="display_qty")
+    if display > qty:
+        raise RequestError("EOrder:Invalid display_qty: at most order_qty", Code.INVALID_ORDER, field="display_qty")
     return display
 
 
