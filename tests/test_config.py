@@ -101,7 +101,7 @@ def test_other_machines_are_let_in_only_on_purpose():
         (["serve", "--relay", "ws://127.0.0.1:1/v2"], "no server at"),
         (["serve", "--relay", "ws://127.0.0.1:1/v2", "--seed", "5"], "--seed is for the simulated market"),
         (["serve", "--relay", "ws://127.0.0.1:1/v2", "--replay", "x"], "leave one out"),
-        (["serve", "--record", "pyproject.toml/day1"], "cannot be recorded to"),
+        (["serve", "--port", "0", "--record", "pyproject.toml/day1"], "cannot be recorded to"),
         (["record", "nowhere", "-o", "day1"], "nowhere is not a WebSocket URL"),
     ],
 )
