@@ -34,6 +34,7 @@ from ticker.library import Library
 from ticker.market import Market
 from ticker.remote import PATH, Remote
 from ticker.replays import Replays, ReplaysOptions
+from ticker.rest import PRIVATE, Rest
 from ticker.server import Server, ServerOptions
 from ticker.session import SessionOptions
 from ticker.transport import Transport, open_listener
@@ -400,6 +401,15 @@ class House:
         assert (await peer.message())["channel"] == "status"
         return peer
 
+    async def post(self, path: str, body: bytes, **lines: str | None) -> tuple[int, bytes]:
+        """Send a POST as it is, JSON unless its lines say otherwise; return the status and the body of the answer."""
+        head = {"host": "localhost", "content-type": "application/json", "content-length": str(len(body)), **lines}
+        text = "".join(f"{name}: {value}\r\n" for name, value in head.items() if value is not None)
+        peer = self.dial()
+        await peer.send(f"POST {path} HTTP/1.1\r\n{text}\r\n".encode() + body)
+        answer, _, said = (await peer.answer()).partition(b"\r\n\r\n")
+        return int(answer.split()[1]), said
+
     async def trade(self, count: int = 1) -> None:
         """Let trades of BTC/USD happen; their ids count up from 1."""
         await self.feed.tell(trades_batch(self.traded + 1, count))
@@ -449,7 +459,7 @@ async def open_house(
         market,
         Web(
             {"/healthz": lambda _: (200, "application/json", b'{"status": "ok"}\n'), PATH: remote.state},
-            {PATH: remote.control},
+            {PATH: remote.control, PRIVATE: Rest(market.gateway.accounts).private},
         ),
         server or ServerOptions(),
         session=session or SessionOptions(ticker_interval_ms=0), guard=guard or GuardOptions(),

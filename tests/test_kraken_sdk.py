@@ -1,9 +1,10 @@
-"""A real foreign client: python-kraken-sdk, unmodified, against `ticker serve` replaying a real recording."""
+"""A real foreign client: python-kraken-sdk, unmodified, against `ticker serve`: market data, and orders."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import re
 import signal
 import subprocess
@@ -14,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kraken.exceptions import KrakenInvalidAPIKeyError, KrakenUnknownMethodError
 from kraken.spot import SpotOrderBookClient, SpotWSClient
 
 from feeds.book import Books
 from feeds.models import instruments_of
 from feeds.records import BUY, SELL
 from feeds.store import open_recording
+from ticker.orders.accounts import new_token
 
 RECORDING = Path(__file__).parents[2] / "shared" / "data" / "recordings" / "binance_spot_20240808"
-pytestmark = pytest.mark.skipif(
+recorded = pytest.mark.skipif(
     not RECORDING.with_name(RECORDING.name + ".trades.parquet").exists(), reason="the real recordings are not here"
 )
 SYMBOLS = ["BTC/USDT", "ETHUSDT"]  # an alias and a recorded name
@@ -51,8 +54,8 @@ def serving(*flags: str) -> Iterator[str]:
 class Client(SpotWSClient):
     """Keeps every message by channel."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(ws_url=url)
+    def __init__(self, url: str, **options: str) -> None:
+        super().__init__(ws_url=url, **options)
         self.got: dict[str, list[Any]] = defaultdict(list)
 
     async def on_message(self, message: Any) -> None:
@@ -85,6 +88,7 @@ async def play(url: str) -> Client:
     return client
 
 
+@recorded
 def test_every_trade_of_the_file_arrives_in_order_and_the_book_is_the_recordings_at_every_event():
     with serving("--replay", str(RECORDING), "--speed", SPEED) as url:
         client = asyncio.run(play(url))
@@ -183,6 +187,7 @@ class Decimals:
         return {pair: {"pair_decimals": price, "lot_decimals": qty}}
 
 
+@recorded
 def test_the_sdks_order_book_verifies_every_checksum_through_a_cut_connection():
     """The SDK gets cut off, reconnects, re-subscribes by itself and goes on verifying."""
     recording = open_recording(RECORDING)
@@ -238,3 +243,141 @@ def test_the_sdks_order_book_verifies_every_checksum_of_a_market_of_agents():
     with serving("--market", "--symbols", ",".join(symbols), "--rate", "2000") as url:
         client = asyncio.run(run(url))
     assert client.errors == []
+
+
+# --- orders
+
+
+class Trader(Client):
+    """Trades with a key, and waits for the reply to each request."""
+
+    def __init__(self, url: str, key: str = "any key") -> None:
+        super().__init__(url, key=key, secret="c2VjcmV0", rest_url=url.replace("ws", "http"), auth_ws_url=url)
+        self._numbers = itertools.count(1)
+
+    async def ask(self, method: str, **params: Any) -> Any:
+        """Return the reply to a request."""
+        number = next(self._numbers)
+        await self.send_message({"method": method, "params": params, "req_id": number})
+        replies = self.got[method]
+        await until(lambda: any(reply.get("req_id") == number for reply in replies))
+        return next(reply for reply in replies if reply.get("req_id") == number)
+
+    async def done(self, method: str, **params: Any) -> Any:
+        """Return the result of a request that is done."""
+        reply = await self.ask(method, **params)
+        assert reply["success"] is True, reply
+        return reply["result"]
+
+    def history(self, order_id: str) -> list[tuple[str, str]]:
+        """Return what happened to an order, as pairs of exec_type and order_status."""
+        rows = [row for message in self.got["executions"] if message["type"] == "update" for row in message["data"]]
+        return [(row["exec_type"], row["order_status"]) for row in rows if row["order_id"] == order_id]
+
+    def owned(self) -> dict[str, float]:
+        """Return the balances as they were told last."""
+        return {row["asset"]: row["balance"] for message in self.got["balances"] for row in message["data"]}
+
+    async def watch(self) -> None:
+        """Begin, and subscribe to both private channels and, on the public connection, to prices."""
+        await self.start()
+        await self.subscribe(params={"channel": "ticker", "symbol": ["BTC/USD"]})
+        await self.subscribe(params={"channel": "executions", "snap_orders": True})
+        await self.subscribe(params={"channel": "balances"})
+        await until(lambda: self.got["executions"] and self.got["balances"] and self.got["ticker"])
+
+
+BUY_LOW = {"order_type": "limit", "side": "buy", "order_qty": 1.0, "limit_price": 1000.5}
+SELL_HIGH = {"order_type": "limit", "side": "sell", "order_qty": 2.12345, "limit_price": 500_000.2}
+BUY_NOW = {"order_type": "market", "side": "buy", "order_qty": 0.01, "symbol": "BTC/USD"}
+CANCELED = ("canceled", "canceled")
+
+
+async def trade(url: str) -> None:
+    trader = Trader(url)
+    await trader.watch()
+    await place_amend_cancel(trader)
+    await fill(trader)
+    await end_several(trader)
+    await come_back(trader)
+    with pytest.raises(KrakenUnknownMethodError):
+        await trader.request("POST", "/0/private/Balance")
+    await trader.close()
+
+
+async def place_amend_cancel(trader: Trader) -> None:
+    result = await trader.done("add_order", symbol="BTC/USD", order_userref=7, cl_ord_id="mine-1", **BUY_LOW)
+    assert (result["cl_ord_id"], result["order_userref"]) == ("mine-1", 7)
+    order = result["order_id"]
+    amended = await trader.done("amend_order", order_id=order, order_qty=2.5, limit_price=1001.0)
+    assert amended["order_id"] == order
+    assert (await trader.done("cancel_order", order_id=[order]))["order_id"] == order
+    await until(lambda: CANCELED in trader.history(order))
+    assert trader.history(order) == [("new", "new"), ("amended", "new"), CANCELED]
+    again = await trader.ask("cancel_order", order_id=[order])
+    assert (again["success"], again["error"]) == (False, "EOrder:Unknown order")
+
+
+async def fill(trader: Trader) -> None:
+    before = trader.owned()
+    order = (await trader.done("add_order", **BUY_NOW))["order_id"]
+    await until(lambda: ("filled", "filled") in trader.history(order) and trader.owned() != before)
+    rows = [row for message in trader.got["executions"] for row in message["data"] if row["exec_type"] == "trade"]
+    fee = sum(paid["qty"] for row in rows for paid in row["fees"])
+    cost = sum(row["cost"] for row in rows)
+    assert sum(row["last_qty"] for row in rows) == pytest.approx(0.01)
+    assert {row["order_id"] for row in rows} == {order}
+    assert fee == pytest.approx(0.004 * cost)
+    assert trader.owned()["BTC"] == pytest.approx(before["BTC"] + 0.01, abs=1e-9)
+    assert trader.owned()["USD"] == pytest.approx(before["USD"] - cost - fee, abs=1e-6)
+
+
+async def end_several(trader: Trader) -> None:
+    low, high = {**BUY_LOW, "order_userref": 123}, {**SELL_HIGH, "cl_ord_id": "mine-2", "stp_type": "cancel_both"}
+    batch = await trader.done("batch_add", symbol="BTC/USD", orders=[low, high])
+    assert [sorted(row) for row in batch] == [["order_id", "order_userref"], ["cl_ord_id", "order_id"]]
+    assert await trader.done("batch_cancel", orders=["123", batch[1]["order_id"]]) == {"count": 2}
+    batch = await trader.done("batch_add", symbol="BTC/USD", orders=[low, high])
+    assert await trader.done("cancel_all") == {"count": 2}
+    last = (await trader.done("add_order", symbol="BTC/USD", **BUY_LOW))["order_id"]
+    assert (await trader.done("cancel_all_orders_after", timeout=1)).keys() == {"currentTime", "triggerTime"}
+    await until(lambda: CANCELED in trader.history(last))
+    assert all(trader.history(row["order_id"]) == [("new", "new"), CANCELED] for row in batch)
+
+
+async def come_back(trader: Trader) -> None:
+    """The SDK is cut off, fetches another token and subscribes again by itself; its order is still there."""
+    order = (await trader.done("add_order", symbol="BTC/USD", **BUY_LOW))["order_id"]
+    token = trader._priv_conn.ws_conn_details["token"]
+    trader.got["executions"].clear()
+    await trader._priv_conn.socket.close()
+    await until(lambda: trader.got["executions"])
+    (snapshot,) = trader.got["executions"]
+    assert [row["order_id"] for row in snapshot["data"]] == [order]
+    assert trader._priv_conn.ws_conn_details["token"] != token
+    assert await trader.done("cancel_all") == {"count": 1}
+
+
+def test_any_key_trades_on_the_demo_account(tmp_path):
+    with serving("--rate", "500", "--seed", "7", "--journal", str(tmp_path / "orders")) as url:
+        asyncio.run(trade(url))
+
+
+def test_with_a_file_of_accounts_the_key_is_a_token(tmp_path):
+    token, digest = new_token()
+    accounts = tmp_path / "accounts.toml"
+    accounts.write_text(f'[accounts.alice]\ntokens = [{{ sha256 = "{digest}" }}]\nbalances = {{ USD = "5000" }}\n')
+
+    async def run(url: str) -> None:
+        stranger, alice = Trader(url), Trader(url, key=token)
+        with pytest.raises(KrakenInvalidAPIKeyError):
+            await stranger.get_ws_token()
+        await stranger.close()
+        await alice.watch()
+        assert alice.owned() == {"USD": 5000}
+        await alice.done("add_order", **BUY_NOW)
+        await until(lambda: "BTC" in alice.owned())
+        await alice.close()
+
+    with serving("--accounts", str(accounts), "--seed", "7", "--journal", str(tmp_path / "orders")) as url:
+        asyncio.run(run(url))

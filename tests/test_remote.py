@@ -33,13 +33,7 @@ def remote_of(house: House) -> Remote:
 
 
 async def post(house: House, body: bytes, **lines: str | None) -> tuple[int, bytes]:
-    """Send a POST as it is; return the status and the body of the answer."""
-    head = {"host": "localhost", "content-type": "application/json", "content-length": str(len(body)), **lines}
-    text = "".join(f"{name}: {value}\r\n" for name, value in head.items() if value is not None)
-    peer = house.dial()
-    await peer.send(f"POST /api/replay HTTP/1.1\r\n{text}\r\n".encode() + body)
-    answer, _, said = (await peer.answer()).partition(b"\r\n\r\n")
-    return int(answer.split()[1]), said
+    return await house.post("/api/replay", body, **lines)
 
 
 async def test_a_replay_is_looked_at_and_controlled(feed) -> None:

@@ -33,6 +33,7 @@ from ticker.orders.models import UniformLatency
 from ticker.relay import open_relay
 from ticker.remote import PATH, Remote
 from ticker.replays import SETTLE_S, Replays
+from ticker.rest import PRIVATE, Rest
 from ticker.server import Server
 from ticker.stats import Stats
 from ticker.transport import open_listener
@@ -152,7 +153,7 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
     pages: dict[str, PageMaker] = {}
     server = Server(
         market,
-        Web(pages, {PATH: remote.control}),
+        Web(pages, {PATH: remote.control, PRIVATE: Rest(market.gateway.accounts).private}),
         options.server,
         session=options.session,
         guard=options.guard,

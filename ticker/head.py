@@ -114,16 +114,17 @@ async def read_head(transport: Transport) -> Head | None:
 
 
 async def read_body(transport: Transport, head: Head) -> bytes:
-    """Read the JSON body of a request.
+    """Read the body of a request: JSON, or anything with an ``API-Key``.
 
-    A page of another site cannot send this content type without asking first, and is not allowed to.
+    A page of another site cannot send this content type, or this header, without asking first, and is not allowed to.
 
     Raises:
-        BadHead: 415 not JSON, 411 without a length, 413 too large, 408 too slow, 400 cut short.
+        BadHead: 415 neither, 411 without a length, 413 too large, 408 too slow, 400 cut short.
         trio.BrokenResourceError: The peer reset the connection.
     """
-    if head.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise BadHead(415, "the body must be sent as content-type: application/json")
+    kind = head.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and "api-key" not in head.headers:
+        raise BadHead(415, "the body must be sent as content-type: application/json, or with an API-Key")
     length = head.headers.get("content-length", "")
     if not length.isdecimal() or "transfer-encoding" in head.headers:
         raise BadHead(411, "a content-length is required")

@@ -12,6 +12,7 @@ import msgspec
 
 from ticker.control import perform, span, standing
 from ticker.errors import Code, RequestError
+from ticker.head import Head
 from ticker.market import Publication
 from ticker.web import Page
 from ticker.wire import ReplayAction, encode, params_in
@@ -33,7 +34,7 @@ class Remote:
         """Return where the replay is."""
         return 200, "application/json", encode(self._state()) + b"\n"
 
-    def control(self, body: bytes) -> Page:
+    def control(self, head: Head, body: bytes) -> Page:
         """Do what a body asks for and return where the replay is then."""
         try:
             perform(self._market, params_in(body.decode(), PATH, ReplayAction))

@@ -33,8 +33,8 @@ _STATIC: Final = {"/": "index.html", "/static/status.js": "status.js", "/static/
 Page = tuple[int, str, bytes]
 #: Makes a page of the query's parameters.
 PageMaker = Callable[[dict[str, str]], Page]
-#: Does what the JSON body of a POST asks for, and makes a page of it.
-Action = Callable[[bytes], Page]
+#: Does what a POST asks for, given its head and body, and makes a page of it.
+Action = Callable[[Head, bytes], Page]
 
 
 class Web:
@@ -42,7 +42,7 @@ class Web:
 
     Args:
         pages: What makes the page of a path; the status page is there anyway.
-        actions: What answers to a POST, by path.
+        actions: What answers to a POST, by path; a path that ends in ``/`` stands for all directly below it.
     """
 
     def __init__(self, pages: Mapping[str, PageMaker], actions: Mapping[str, Action] | None = None) -> None:
@@ -51,19 +51,23 @@ class Web:
 
     async def respond(self, transport: Transport, head: Head) -> None:
         """Answer a request."""
-        action = self._actions.get(head.path)
+        action = self._action(head.path)
+        readable = action is None or head.path in self._pages
         if action is not None and head.method == "POST":
-            status, kind, body = action(await read_body(transport, head))
-        elif head.method in ("GET", "HEAD"):
+            status, kind, body = action(head, await read_body(transport, head))
+        elif readable and head.method in ("GET", "HEAD"):
             status, kind, body = self._page(head)
         else:
-            allowed = "GET, HEAD" if action is None else "GET, HEAD, POST"
+            allowed = ", ".join((["GET", "HEAD"] if readable else []) + (["POST"] if action else []))
             raise BadHead(405, f"only {allowed}", (("allow", allowed),))
         await _send(transport, status, kind, body, body_wanted=head.method != "HEAD")
 
     async def refuse(self, transport: Transport, error: BadHead) -> None:
         """Answer a request that cannot be served."""
         await _send(transport, error.status, "text/plain", f"{error}\n".encode(), body_wanted=True, extra=error.headers)
+
+    def _action(self, path: str) -> Action | None:
+        return self._actions.get(path) or self._actions.get(path[: path.rfind("/") + 1])
 
     def _page(self, head: Head) -> Page:
         if head.path in _STATIC:

@@ -145,6 +145,19 @@ class Accounts:
             raise RequestError("EAPI:Invalid key", Code.INVALID_TOKEN, field="token")
         return found
 
+    def token_of(self, key: str) -> str:
+        """Return the token of a Kraken client with an API key: the key itself, because it is one.
+
+        Where everybody may trade, any key will do, and any token; it is a new one each time, as Kraken's are.
+
+        Raises:
+            RequestError: The key is no token.
+        """
+        if self.open:
+            return new_token()[0]
+        self.grant(key)
+        return key
+
 
 def demo_accounts(instruments: Instruments) -> Accounts:
     """Return the demo account, for a market without a file of accounts."""

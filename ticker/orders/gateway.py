@@ -123,6 +123,9 @@ class Gateway:
         journal: Not open yet.
         latency: How long requests are on their way; None: no time at all.
         remembered: How many orders that have ended are remembered.
+
+    Attributes:
+        accounts: Who may trade.
     """
 
     def __init__(
@@ -138,7 +141,7 @@ class Gateway:
     ) -> None:
         self._history = history
         self._venue = venue
-        self._accounts = accounts
+        self.accounts = accounts
         self._journal = journal
         self._latency = latency
         self._remembered = remembered
@@ -210,7 +213,7 @@ class Gateway:
         self._check_fits(ledger)
         self._unsaved = len(recovered.events)
         self._readers.read(ledger, self._journal.identity)
-        return Exchange(self._history, self._venue, self._accounts, ledger)
+        return Exchange(self._history, self._venue, self.accounts, ledger)
 
     def _check_fits(self, ledger: Ledger) -> None:
         """Pass if a journal is of this market and these accounts, as far as that matters."""
@@ -222,7 +225,7 @@ class Gateway:
             for order in ledger.open_orders(account.name):
                 if order.terms.symbol not in served:
                     what = f"open orders in {order.terms.symbol}, which this market does not have"
-                elif account.name not in self._accounts.options:
+                elif account.name not in self.accounts.options:
                     what = f"open orders of account {account.name}, which there is not"
                 else:
                     continue
@@ -440,7 +443,7 @@ class Gateway:
         if token is UNSET and bound is not None:
             grant = bound
         else:
-            grant = self._accounts.grant(caller.bearer if token is UNSET else token)
+            grant = self.accounts.grant(caller.bearer if token is UNSET else token)
             if bound is not None and bound.account != grant.account:
                 raise RequestError("EAPI:Invalid key: another account's", Code.INVALID_TOKEN, field="token")
             self._grants[caller] = grant
@@ -452,7 +455,7 @@ class Gateway:
         return grant.account
 
     def _check_rate(self, account: str) -> None:
-        rate = self._accounts.options[account].limits.orders_per_s
+        rate = self.accounts.options[account].limits.orders_per_s
         if not rate:
             return
         now = trio.current_time()
