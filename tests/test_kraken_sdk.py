@@ -349,6 +349,7 @@ async def come_back(trader: Trader) -> None:
     """The SDK is cut off, fetches another token and subscribes again by itself; its order is still there."""
     order = (await trader.done("add_order", symbol="BTC/USD", **BUY_LOW))["order_id"]
     token = trader._priv_conn.ws_conn_details["token"]
+    await until(lambda: trader.history(order))
     trader.got["executions"].clear()
     await trader._priv_conn.socket.close()
     await until(lambda: trader.got["executions"])
