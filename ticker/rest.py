@@ -1,8 +1,8 @@
 """Kraken's REST API, as far as a client of its WebSocket needs it: the token with which the client trades.
 
 A Kraken client has a key and a secret, asks for a token with them, and shows the token in every private request. Here
-the key is what gives the token; the secret signs requests that it never travels with, which proves nothing to a server
-that keeps digests only, so a client may have any. It knows accounts and pages; it must not know sessions or orders.
+the key alone gives the token: a signature cannot be checked by a server that keeps no secrets, only digests, so a
+client may have any secret. It knows accounts and pages; it must not know sessions or orders.
 """
 
 from __future__ import annotations
