@@ -363,17 +363,26 @@ class House:
         feed: What happens in it.
         market: The market.
         server: The server.
+        replays: What its clients have had replayed.
         port: Of the loopback listener; None where there is none.
         peers: Everybody who was connected; closed at the end.
         traded: Id of the last trade.
     """
 
     def __init__(
-        self, feed: ScriptedFeed, market: Market, server: Server, connections: trio.Nursery, port: int | None
+        self,
+        feed: ScriptedFeed,
+        market: Market,
+        server: Server,
+        replays: Replays,
+        connections: trio.Nursery,
+        *,
+        port: int | None,
     ) -> None:
         self.feed = feed
         self.market = market
         self.server = server
+        self.replays = replays
         self.port = port
         self.peers: list[Peer] = []
         self._connections = connections
@@ -466,8 +475,15 @@ async def open_house(
         trust=trust or TrustOptions(), replays=desk,
     )  # fmt: skip
 
+    async def play() -> None:
+        await Supervisor(feed).run(Bus(market.happened, market.marked))
+        if market.bulletin is not None:
+            market.bulletin.finish()
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(Supervisor(feed).run, Bus(market.happened, market.marked))
+        nursery.start_soon(play)
+        if market.bulletin is not None:
+            nursery.start_soon(market.bulletin.run)
         for task in (market.broadcaster.run, market.gateway.run, desk.run, host.heartbeats):
             nursery.start_soon(task)
         port = None
@@ -476,7 +492,7 @@ async def open_house(
             port = listener.address[1]
             nursery.start_soon(partial(trio.serve_listeners, host.serve_connection, [listener]))
         async with trio.open_nursery() as connections:
-            house = House(feed, market, host, connections, port)
+            house = House(feed, market, host, desk, connections, port=port)
             try:
                 yield house
             finally:

@@ -349,8 +349,8 @@ async def test_every_message_of_a_replay_is_as_the_golden_transcript_has_it(
     autojump_clock, market, nursery, monkeypatch, tmp_path
 ):
     autojump_clock.autojump_threshold = 0.1  # recordings are read in a thread
-    monkeypatch.setattr("ticker.replays.LOOK_S", 1e6)  # rows of the clock come between others at any place
-    monkeypatch.setattr("ticker.replays.REPORT_S", 1e6)
+    monkeypatch.setattr("ticker.bulletin.LOOK_S", 1e6)  # rows of the clock come between others at any place
+    monkeypatch.setattr("ticker.bulletin.REPORT_S", 1e6)
     epochs = itertools.count(1)
     monkeypatch.setattr("ticker.history.secrets.token_hex", lambda _: f"e{next(epochs):07d}")
     tape, lines = Tape(), []

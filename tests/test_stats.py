@@ -29,8 +29,8 @@ class Desk:
     def __init__(self, house: House) -> None:
         self.house = house
         supervisor = Supervisor(house.feed)
-        self.metrics = Metrics(house.market, house.server, supervisor)
-        self._stats = Stats(house.market, house.server, supervisor, self.metrics.loop_lag)
+        self.metrics = Metrics(house.market, house.server, supervisor, house.replays)
+        self._stats = Stats(house.market, house.server, supervisor, house.replays, self.metrics.loop_lag)
 
     def stats(self, after: int = 0) -> Any:
         status, kind, body = self._stats.stats({"after": str(after)})

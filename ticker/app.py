@@ -19,6 +19,7 @@ from feeds.replay import ReplayFeed, ReplayOptions, open_replay
 from feeds.simulate import SimulatedFeed
 from feeds.tape import Tape
 from ticker.broadcast import Broadcaster
+from ticker.bulletin import Bulletin
 from ticker.bus import Bus
 from ticker.config import Options
 from ticker.history import History
@@ -92,6 +93,8 @@ def build_market(feed: Feed, heard: trio.Event, options: Options) -> Market:
         latency=UniformLatency(orders.latency) if orders.latency.delays else None,
         remembered=orders.remembered,
     )
+    playback = feed.playback if isinstance(feed, ReplayFeed) else None
+    every = options.replays.digest_events
     return Market(
         name=feed.name,
         mode=feed.mode,
@@ -99,7 +102,8 @@ def build_market(feed: Feed, heard: trio.Event, options: Options) -> Market:
         listings=listings,
         broadcaster=Broadcaster(history, listings, heard, lambda: gateway.busy),
         heard=heard,
-        playback=feed.playback if isinstance(feed, ReplayFeed) else None,
+        playback=playback,
+        bulletin=None if playback is None else Bulletin(playback, history, every),
         gateway=gateway,
         origin=_origin(options, feed),
     )
@@ -161,8 +165,8 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
         replays=replays,
     )
     recorder = None if options.record is None else Recorder(feed, options.record)
-    metrics = Metrics(market, server, supervisor, recorder)
-    stats = Stats(market, server, supervisor, metrics.loop_lag)
+    metrics = Metrics(market, server, supervisor, replays, recorder)
+    stats = Stats(market, server, supervisor, replays, metrics.loop_lag)
     pages |= {"/healthz": stats.health, "/api/stats": stats.stats, "/metrics": metrics.page}
     pages |= {"/metrics/per-subscriber": metrics.subscribers_page, PATH: remote.state}
     _allow_many_files()
@@ -178,7 +182,9 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
             async with trio.open_nursery() as tasks:
                 if recorder is not None:
                     await tasks.start(recorder.run)
-                tasks.start_soon(_feed, supervisor, bus)
+                tasks.start_soon(_feed, supervisor, bus, market.bulletin)
+                if market.bulletin is not None:
+                    tasks.start_soon(market.bulletin.run)
                 tasks.start_soon(market.broadcaster.run)
                 tasks.start_soon(market.gateway.run)
                 tasks.start_soon(replays.run)
@@ -197,8 +203,10 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
             connections.cancel_scope.cancel()
 
 
-async def _feed(supervisor: Supervisor, bus: Bus) -> None:
+async def _feed(supervisor: Supervisor, bus: Bus, bulletin: Bulletin | None) -> None:
     await supervisor.run(bus)
+    if bulletin is not None:
+        bulletin.finish()
     logger.info("feed %s has ended; its last state is still served", supervisor.feed.name)
 
 

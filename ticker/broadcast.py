@@ -133,8 +133,8 @@ class Broadcaster:
                 await self._held.park()
 
     async def mark(self, marker: Marker) -> None:
-        """Take in a marker. Before a new epoch begins, everybody is told the end of the last one."""
-        if marker.kind == "epoch":
+        """Take in a marker. Before an epoch begins or the stream ends, everybody is told what came before."""
+        if marker.kind != "gap":
             await self.settle()
         self._history.mark(marker)
         if marker.kind == "epoch":

@@ -1,14 +1,13 @@
-"""What a client may do with a replay, and what it is told of it; the same over the socket and over HTTP.
+"""What a client may do with a replay; the same over the socket and over HTTP.
 
-It turns the words of a request into calls of a :class:`~feeds.playback.Playback`, and its figures into JSON. It must
-not know sessions, connections or pages.
+It turns the words of a request into calls of a :class:`~feeds.playback.Playback`. It must not know sessions,
+connections or pages.
 """
 
 from __future__ import annotations
 
 import math
 from decimal import Decimal
-from typing import Any
 
 from msgspec import UNSET
 
@@ -31,13 +30,6 @@ def speed_of(number: Decimal) -> float:
     except OptionError:
         text = f"speed must be from {MIN_SPEED:g} to {MAX_SPEED:,.0f}, or 0 for as fast as possible"
         raise RequestError(text, Code.INVALID_FIELD, field="speed") from None
-
-
-def shown_speed(speed: float) -> float:
-    """Return a speed as clients see it."""
-    if math.isinf(speed):
-        return 0
-    return int(speed) if speed == int(speed) else speed
 
 
 def perform(market: Publication, wish: ReplayAction) -> None:
@@ -85,15 +77,3 @@ def _step(playback: Playback, wish: ReplayAction) -> None:
 def span(playback: Playback) -> dict[str, str]:
     """Return the part of the tape that is played, as JSON; "to" is the first instant after it."""
     return {"from": rfc3339_exact(playback.start_ns), "to": rfc3339_exact(playback.end_ns + 1)}
-
-
-def standing(playback: Playback, epoch: str) -> dict[str, Any]:
-    """Return where a replay is: state, speed, tape time, epoch and progress, as JSON."""
-    figures = playback.statistics()
-    return {
-        "state": figures.state,
-        "speed": shown_speed(figures.speed),
-        "ts": rfc3339_exact(figures.position_ns),
-        "epoch": epoch,
-        "progress": round(figures.progress, 4),
-    }

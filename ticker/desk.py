@@ -1,7 +1,8 @@
 """What one client looks at: the server's own market, and the replays that it has joined.
 
 Without ``session`` a request is about the server's own market; with it, about the replay of that name. The client
-controls the replays that it has joined and no others: a name that it has not joined answers as unknown.
+controls the replays that it has joined and no others: a name that it has not joined answers as unknown. Who joins a
+replay reads its bulletin; the bulletin of the server's own tape is the channel ``replay``.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from feeds import clock
 from feeds.clock import parse_gap
 from feeds.errors import OptionError
 from ticker import __version__, wire
+from ticker.bulletin import Bulletin, shown_speed
 from ticker.codec import rfc3339
-from ticker.control import shown_speed, span, speed_of
+from ticker.control import span, speed_of
 from ticker.errors import Code, RequestError
 from ticker.market import Publication
 from ticker.marketdata import Client, MarketData, SubscriptionStatistics, Terms
@@ -72,7 +74,7 @@ class Desk:
     @property
     def active(self) -> bool:
         """Whether there is a subscription."""
-        return self._own.active or any(data.active for _, data in self._joined.values())
+        return self._watches(self._own) or any(data.active for data in self._everywhere())
 
     @property
     def told_at(self) -> float:
@@ -85,6 +87,8 @@ class Desk:
         """End every subscription and leave every replay, for good."""
         self._gone = True
         self._own.forget()
+        if (bulletin := self._own.market.bulletin) is not None:
+            bulletin.readers.pop(self, None)
         for name in list(self._joined):
             self._leave(name)
 
@@ -128,6 +132,31 @@ class Desk:
         rows = [row for data in self._everywhere() for row in data.described()]
         self._client.accept(request, time_in, {"subscriptions": rows})
 
+    # Bulletins
+
+    def _watches(self, data: MarketData) -> bool:
+        bulletin = data.market.bulletin
+        return bulletin is not None and self in bulletin.readers
+
+    def watch(self, request: Request, time_in: str, params: SubscribeParams) -> None:
+        """Subscribe to where a tape is, beginning with where it is now; one that waits goes on waiting."""
+        data = self.at(params)
+        bulletin = _bulletin_of(data)
+        if self._watches(data):
+            raise RequestError("Already subscribed", Code.ALREADY_SUBSCRIBED)
+        bulletin.readers[self] = None
+        self._client.accept(request, time_in, {"channel": "replay", **data.market.listings.label})
+        self.told(bulletin.row())
+
+    def unwatch(self, request: Request, time_in: str, params: SubscribeParams) -> None:
+        """Unsubscribe from where a tape is; of a replay it stays a member."""
+        data = self.at(params)
+        bulletin = _bulletin_of(data)
+        if not self._watches(data):
+            raise RequestError("Subscription Not Found", Code.NOT_SUBSCRIBED)
+        del bulletin.readers[self]
+        self._client.accept(request, time_in, {"channel": "replay", **data.market.listings.label})
+
     # Replays
 
     def _sources(self, request: Request, time_in: str) -> None:
@@ -159,7 +188,7 @@ class Desk:
             if not self._gone:
                 self._join(replay)
                 self._client.accept(request, time_in, *acknowledged(replay))
-                self.told(replay.row())
+                self.told(replay.bulletin.row())
 
         def refuse(error: RequestError) -> None:
             self._asked -= 1
@@ -185,7 +214,7 @@ class Desk:
         done = {"session": params.session, "action": params.action}
         self._client.accept(request, time_in, done | {k: v for k, v in given.items() if v is not UNSET})
         self._client.flush()
-        replay.report()
+        replay.bulletin.report()
 
     def _leave(self, session: str) -> None:
         replay, data = self._joined.pop(session)
@@ -195,12 +224,19 @@ class Desk:
     # What a replay tells
 
     def told(self, row: dict[str, Any]) -> None:
-        """See :class:`ticker.replays.Member`."""
+        """See :class:`ticker.bulletin.Reader`."""
         self._client.send(wire.Message(channel="replay", type="update", data=[row]))
 
     def dismissed(self, replay: Replay) -> None:
         """See :class:`ticker.replays.Member`."""
         self._leave(replay.wish.session)
+
+
+def _bulletin_of(data: MarketData) -> Bulletin:
+    bulletin = data.market.bulletin
+    if bulletin is None:
+        raise RequestError("this market is no replay", Code.NOT_A_REPLAY)
+    return bulletin
 
 
 def understand(params: ReplayStartParams) -> Wish:

@@ -13,6 +13,7 @@ import trio
 from feeds.playback import Playback
 from feeds.records import Batch, Marker
 from ticker.broadcast import Broadcaster
+from ticker.bulletin import Bulletin
 from ticker.history import History
 from ticker.listings import Listings
 from ticker.orders.gateway import Gateway
@@ -29,6 +30,7 @@ class Publication(msgspec.Struct, frozen=True, kw_only=True):
         broadcaster: Tells subscribers what happens.
         heard: Set once somebody has subscribed; a tape that waits begins then.
         playback: Controls it, if it is a tape.
+        bulletin: Tells where it is, if it is a tape.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Publication(msgspec.Struct, frozen=True, kw_only=True):
     broadcaster: Broadcaster
     heard: trio.Event
     playback: Playback | None = None
+    bulletin: Bulletin | None = None
 
 
 class Market(Publication, frozen=True, kw_only=True):
@@ -55,8 +58,12 @@ class Market(Publication, frozen=True, kw_only=True):
         """Take in what has happened; at one instant the tape comes first, then resting orders, then new requests."""
         self.broadcaster.publish(batch)
         self.gateway.market_moved(batch)
+        if self.bulletin is not None:
+            self.bulletin.pass_over(batch)
 
     async def marked(self, marker: Marker) -> None:
         """Take in a marker of the feed, once what came before it has been told."""
         await self.broadcaster.mark(marker)
         self.gateway.mark(marker)
+        if self.bulletin is not None:
+            self.bulletin.mark(marker)

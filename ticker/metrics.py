@@ -20,6 +20,7 @@ from feeds.recorder import Recorder, RecorderStatistics
 from ticker.broadcast import Broadcaster
 from ticker.market import Market
 from ticker.orders.gateway import Gateway
+from ticker.replays import Replays
 from ticker.server import Server
 from ticker.timing import Timing
 from ticker.web import Page
@@ -49,11 +50,17 @@ class Metrics:
     """
 
     def __init__(
-        self, market: Market, server: Server, supervisor: Supervisor, recorder: Recorder | None = None
+        self,
+        market: Market,
+        server: Server,
+        supervisor: Supervisor,
+        replays: Replays,
+        recorder: Recorder | None = None,
     ) -> None:
         self._market = market
         self._server = server
         self._supervisor = supervisor
+        self._replays = replays
         self._recorder = recorder
         self.loop_lag = Timing()
 
@@ -86,6 +93,10 @@ class Metrics:
         yield from self._orders(self._market.gateway)
         yield _counter("feed_restarts", "Restarts of the feed after it broke.", self._supervisor.restarts)
         yield _gauge("market_time_seconds", "Time of the market, Unix seconds.", self._market.history.ts / 1e9)
+        replays = self._replays.statistics()
+        yield _gauge("replays", "Replays that clients have asked for and that are not over.", len(replays.running))
+        yield _counter("replays_begun", "Replays that clients have asked for.", replays.begun)
+        yield _counter("replayed_rows", "Rows of tape that they have played.", replays.rows)
         if self._recorder is not None:
             yield from _recording(self._recorder.statistics())
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ticker.control import perform, span, standing
+from ticker.control import perform, span
 from ticker.errors import Code, RequestError
 from ticker.head import Head
 from ticker.market import Publication
@@ -38,6 +38,8 @@ class Remote:
         """Do what a body asks for and return where the replay is then."""
         try:
             perform(self._market, params_in(body.decode(), PATH, ReplayAction))
+            if self._market.bulletin is not None:
+                self._market.bulletin.report()
         except UnicodeDecodeError:
             return _refusal(RequestError("the body is not UTF-8", Code.INVALID_JSON))
         except RequestError as error:
@@ -45,12 +47,12 @@ class Remote:
         return self.state({})
 
     def _state(self) -> dict[str, Any]:
-        playback, history = self._market.playback, self._market.history
-        if playback is None:
+        playback, bulletin = self._market.playback, self._market.bulletin
+        if playback is None or bulletin is None:
             return {"source": None}
         figures = playback.statistics()
         rows = {"rows": figures.rows, "passes": figures.passes, "lateness_p99_ms": round(figures.lateness_p99_ms, 3)}
-        return {"source": self._market.name, **standing(playback, history.epoch), **span(playback), **rows}
+        return {"source": self._market.name, **bulletin.standing(), **span(playback), **rows}
 
 
 def _refusal(error: RequestError) -> Page:

@@ -26,9 +26,9 @@ from feeds.records import Batch, Marker
 from feeds.replay import ReplayFeed
 from feeds.store import Recording
 from ticker.broadcast import Broadcaster
+from ticker.bulletin import Bulletin, Reader
 from ticker.bus import PatientBus
-from ticker.checkpoints import Checkpoints
-from ticker.control import perform, standing
+from ticker.control import perform
 from ticker.errors import Code, RequestError
 from ticker.history import History, HistoryOptions
 from ticker.library import Library
@@ -42,9 +42,6 @@ logger = logging.getLogger(__name__)
 
 #: A tape waits for its first subscriber, and then this long for the rest of its subscriptions.
 SETTLE_S: Final = 0.5
-#: Clients hear this often where a tape is that plays; one that stands still is looked at more often, for its steps.
-REPORT_S: Final = 1.0
-LOOK_S: Final = 0.1
 #: For how long a new epoch waits for lossless subscribers who have not yet taken the end of the last one.
 PATIENCE_S: Final = 2.0
 #: Requests that may wait for their recording to be opened.
@@ -61,7 +58,7 @@ class ReplaysOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         max_sessions: Replays at a time.
         max_sessions_per_connection: Those that one client may have joined at a time.
         linger_s: For how many seconds a replay waits for somebody to come back after its last client has left.
-        digest_events: A digest of the stream is told every so many rows.
+        digest_events: A digest of the stream is told every so many rows, of the server's own replay as well.
     """
 
     directory: str = ""
@@ -69,6 +66,21 @@ class ReplaysOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_sessions_per_connection: Annotated[int, msgspec.Meta(ge=1)] = 4
     linger_s: Annotated[float, msgspec.Meta(ge=0)] = 30.0
     digest_events: Annotated[int, msgspec.Meta(ge=1)] = 100_000
+
+
+class ReplaysStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What clients have had replayed.
+
+    Attributes:
+        begun: Replays so far.
+        rows: Rows of tape that they have played; those that restate the market after a seek not counted.
+        running: Those that are not over, the oldest first: source, members, rows, and where they are, as JSON. They
+            have no names here, since whoever knows a name can join.
+    """
+
+    begun: int
+    rows: int
+    running: list[dict[str, Any]]
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,11 +109,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     gap: str
 
 
-class Member(Protocol):
+class Member(Reader, Protocol):
     """What a replay needs of a client."""
-
-    def told(self, row: dict[str, Any]) -> None:
-        """Take note of where a replay is."""
 
     def dismissed(self, replay: Replay) -> None:
         """Take note that a replay is over."""
@@ -126,6 +135,7 @@ class Replay:
         wish: As given.
         market: What one can subscribe to.
         playback: Controls it.
+        bulletin: Tells where it is.
         members: Clients that have joined.
         began: Set with the first epoch, or at the end if there was none.
         error: Why it has ended, if it was not stopped.
@@ -145,8 +155,6 @@ class Replay:
         self.members: dict[Member, None] = {}
         self.began = trio.Event()
         self.error = ""
-        self._told: dict[str, Any] = {}  # the row that members heard last
-        self._over = False
         self._heard = trio.Event()
         self._selection = Selection(recording.instruments, wish.symbols)
         self._feed = ReplayFeed(
@@ -161,15 +169,16 @@ class Replay:
             wait_start=None if wish.start_paused else self._wait_start,
         )
         self.playback = self._feed.playback
-        self.market = self._published(_roomy(history, len(self._selection.instruments)), first_listing)
+        instruments = self._selection.instruments
+        kept = History(instruments, _roomy(history, len(instruments)))
+        listings = Listings(instruments, wish.session, first_listing)
+        self.bulletin = Bulletin(self.playback, kept, options.digest_events, wish.session)
+        self.market = self._published(kept, listings)
         self._linger_s = options.linger_s
-        self._checkpoints = Checkpoints(options.digest_events)
         self._life = trio.CancelScope(deadline=trio.current_time() + options.linger_s)
         self._patience = trio.CancelScope()  # of the present wait for slow readers; a stopped tape has none
 
-    def _published(self, options: HistoryOptions, first_listing: int) -> Publication:
-        instruments = self._selection.instruments
-        history, listings = History(instruments, options), Listings(instruments, self.wish.session, first_listing)
+    def _published(self, history: History, listings: Listings) -> Publication:
         return Publication(
             name=self._feed.name,
             mode=self._feed.mode,
@@ -178,6 +187,7 @@ class Replay:
             broadcaster=Broadcaster(history, listings, self._heard),
             heard=self._heard,
             playback=self.playback,
+            bulletin=self.bulletin,
         )
 
     async def _wait_start(self) -> None:
@@ -188,12 +198,13 @@ class Replay:
 
     def join(self, member: Member) -> None:
         """Take in a client."""
-        self.members[member] = None
+        self.members[member] = self.bulletin.readers[member] = None
         self._life.deadline = math.inf
 
     def leave(self, member: Member) -> None:
         """Let a client go; the last one leaves the replay to wait for a while, and to end."""
         del self.members[member]
+        self.bulletin.readers.pop(member, None)
         if not self.members:
             self._life.deadline = trio.current_time() + self._linger_s
 
@@ -203,19 +214,10 @@ class Replay:
         if self.playback.stopped:
             self._patience.cancel()
 
-    def report(self) -> None:
-        """Tell everybody where the replay is; that it has been stopped they hear once it is over."""
-        if self.playback.stopped and not self._over:
-            return
-        row = self._told = self.row()
-        for member in list(self.members):
-            member.told(row)
-
-    def row(self) -> dict[str, Any]:
-        """Return where the replay is, as the ``replay`` channel says it."""
-        row: dict[str, Any] = {"session": self.wish.session, **standing(self.playback, self.market.history.epoch)}
-        row["digest"] = self._checkpoints.last
-        return row | {"error": self.error} if self.error else row
+    def standing(self) -> dict[str, Any]:
+        """Return what is played, to how many, and where it is, as JSON; without its name."""
+        rows = self.playback.statistics().rows
+        return {"source": self.wish.source, "members": len(self.members), "rows": rows, **self.bulletin.standing()}
 
     # The tape
 
@@ -234,9 +236,8 @@ class Replay:
             self.error = "internal error"
             logger.exception("replay %s of %s ended by a defect", self.wish.session, self.wish.source)
         self.playback.stop()
-        self._over = True
         self.began.set()
-        self.report()
+        self.bulletin.finish(self.error)
         for member in list(self.members):
             member.dismissed(self)
 
@@ -244,7 +245,7 @@ class Replay:
         bus = PatientBus(self._publish, self._mark, self._patient, self._wait_told)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.market.broadcaster.run)
-            nursery.start_soon(self._report_often)
+            nursery.start_soon(self.bulletin.run)
             await self._feed.run(bus)
             await self.market.broadcaster.settle()
             nursery.cancel_scope.cancel()
@@ -260,25 +261,15 @@ class Replay:
     def _publish(self, batch: Batch) -> None:
         batch = self._selection.of(batch)
         self.market.broadcaster.publish(batch)
-        if self._checkpoints.pass_over(batch):
-            self.report()
+        self.bulletin.pass_over(batch)
 
     async def _mark(self, marker: Marker) -> None:
         if marker.kind == "epoch":
             with trio.move_on_after(PATIENCE_S):
                 await self.market.broadcaster.wait_told()
-            self._checkpoints.begin()
-        elif marker.kind == "end":
-            self._checkpoints.end()
         await self.market.broadcaster.mark(marker)
         self.began.set()
-        self.report()
-
-    async def _report_often(self) -> None:
-        while True:
-            await trio.sleep(REPORT_S if self.playback.state == "playing" else LOOK_S)
-            if self.row() != self._told:
-                self.report()
+        self.bulletin.mark(marker)
 
 
 def _roomy(options: HistoryOptions, instruments: int) -> HistoryOptions:
@@ -308,6 +299,7 @@ class Replays:
         self._history = history
         self._replays: dict[str, Replay] = {}
         self._first_listing = FIRST_LISTING
+        self._begun = self._rows = 0  # rows of those that are over
         self._jobs, self._todo = trio.open_memory_channel[Callable[[trio.Nursery], Awaitable[None]]](QUEUE_DEPTH)
 
     def ask_sources(self, answer: Callable[[list[str]], None], refuse: Callable[[RequestError], None]) -> None:
@@ -375,6 +367,7 @@ class Replays:
         if replay is None:
             replay = await self._opened(wish)
             self._replays[replay.wish.session] = replay
+            self._begun += 1
             await nursery.start(self._run, replay)
         if replay.wish.source != wish.source:
             text = f"session {wish.session} is a replay of another source"
@@ -404,3 +397,10 @@ class Replays:
             await replay.began.wait()
             task_status.started()
         del self._replays[replay.wish.session]
+        self._rows += replay.playback.statistics().rows
+
+    def statistics(self) -> ReplaysStatistics:
+        """Return the counts so far, and what runs."""
+        running = [replay.standing() for replay in self._replays.values()]
+        rows = self._rows + sum(row["rows"] for row in running)
+        return ReplaysStatistics(begun=self._begun, rows=rows, running=running)

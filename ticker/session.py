@@ -17,8 +17,8 @@ import trio
 
 from feeds import clock
 from ticker import __version__, wire
+from ticker.bulletin import shown_speed
 from ticker.codec import fixed, frame, rfc3339
-from ticker.control import shown_speed
 from ticker.desk import Desk
 from ticker.errors import Code, RequestError
 from ticker.guard import TokenBucket
@@ -255,6 +255,8 @@ class Session:
             self._subscribe_instruments(request, time_in, params)
         elif params.channel in PRIVATE_CHANNELS:
             self._market.gateway.subscribe(self, request, time_in)
+        elif params.channel == "replay" and self.native:
+            self._data.watch(request, time_in, params)
         else:
             self._data.at(params).subscribe(request, time_in, params)
 
@@ -264,6 +266,8 @@ class Session:
             self._unsubscribe_instruments(request, time_in, params)
         elif params.channel in PRIVATE_CHANNELS:
             self._market.gateway.unsubscribe(self, request, time_in)
+        elif params.channel == "replay" and self.native:
+            self._data.unwatch(request, time_in, params)
         else:
             self._data.at(params).unsubscribe(request, time_in, params)
 

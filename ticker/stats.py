@@ -13,6 +13,7 @@ import msgspec
 from feeds.feed import Supervisor
 from ticker.head import BadHead
 from ticker.market import Market
+from ticker.replays import Replays
 from ticker.server import Server
 from ticker.timing import Timing
 from ticker.web import Page
@@ -30,13 +31,17 @@ class Stats:
         market: What is served.
         server: Who is served.
         supervisor: Of the feed.
+        replays: What clients have had replayed.
         loop_lag: How late the event loop ran what was due.
     """
 
-    def __init__(self, market: Market, server: Server, supervisor: Supervisor, loop_lag: Timing) -> None:
+    def __init__(
+        self, market: Market, server: Server, supervisor: Supervisor, replays: Replays, loop_lag: Timing
+    ) -> None:
         self._market = market
         self._server = server
         self._supervisor = supervisor
+        self._replays = replays
         self._loop_lag = loop_lag
 
     def health(self, query: dict[str, str]) -> Page:
@@ -68,6 +73,7 @@ class Stats:
                 "loop_lag_ms": _recent(self._loop_lag),
                 "channels": told.channels,
                 "orders": self._market.gateway.statistics(),
+                "replays": self._replays.statistics(),
                 "connections": page,
                 "next": f"/api/stats?after={page[-1].connection_id}" if next(sessions, None) else None,
             }
