@@ -21,6 +21,7 @@ from ticker.market import Market
 from ticker.orders.journal import MEMORY, Journal
 from ticker.orders.options import OrdersOptions
 from ticker.outbox import Outbox
+from ticker.replays import ReplaysOptions
 
 #: 2026-01-02T09:04:31Z
 START_NS = 1_767_344_671_000_000_000
@@ -191,11 +192,12 @@ def open_market(instruments: Instruments = INSTRUMENTS, options: HistoryOptions 
     return market_of(ScriptedFeed(instruments), options or HistoryOptions())
 
 
-def market_of(feed: Feed, history: HistoryOptions) -> Market:
+def market_of(feed: Feed, history: HistoryOptions, replays: ReplaysOptions | None = None) -> Market:
     """The market of a feed, whose orders end with the test."""
+    options = Options(history=history, replays=replays or ReplaysOptions(), orders=OrdersOptions(journal=MEMORY))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ticker.app.Journal", Disk)
-        return build_market(feed, trio.Event(), Options(history=history, orders=OrdersOptions(journal=MEMORY)))
+        return build_market(feed, trio.Event(), options)
 
 
 class Disk(Journal):

@@ -460,9 +460,10 @@ async def open_house(
         server, session, guard, trust, replays: Options; the default session sends every ticker event at once.
     """
     feed = feed or ScriptedFeed()
-    market = market_of(feed, HistoryOptions())
+    chosen = replays or ReplaysOptions()
+    market = market_of(feed, HistoryOptions(), chosen)
     await market.gateway.recover()
-    chosen, remote = replays or ReplaysOptions(), Remote(market)
+    remote = Remote(market)
     desk = Replays(Library(chosen.directory), chosen, HistoryOptions())
     host = Server(
         market,

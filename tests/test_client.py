@@ -195,7 +195,7 @@ async def test_a_cancelled_send_ends_the_connection(opened, fake):
 async def test_a_request_during_a_flood_that_nobody_reads_ends_the_connection(opened, fake, monkeypatch):
     monkeypatch.setattr(connection, "MAX_UNREAD", 3)
     fake.say(*({"channel": "x"} for _ in range(4)))
-    with pytest.raises(ConnectionLost, match="3 messages came before a reply"):
+    with pytest.raises(ConnectionLost, match="3 messages came that nobody read"):
         await opened.request("ping")
 
 

@@ -10,3 +10,6 @@ from ticker.client.connection import StateChange as StateChange
 from ticker.client.connection import Subscription as Subscription
 from ticker.client.connection import open_connection as open_connection
 from ticker.client.connection import open_stream as open_stream
+from ticker.client.remote import ActionRefused as ActionRefused
+from ticker.client.replay import Replay as Replay
+from ticker.client.replay import open_replay as open_replay

@@ -109,12 +109,14 @@ class Connection:
         url: Where it leads.
         subprotocol: Which of those offered the server speaks; None if none.
         unread: Messages that have arrived and were not iterated over.
+        apart: The same of replay sessions that are iterated over by themselves, by session.
     """
 
     def __init__(self, url: str, socket: trio_websocket.WebSocketConnection, subprotocol: str | None = None) -> None:
         self.url = url
         self.subprotocol = subprotocol
         self.unread: deque[Message] = deque()
+        self.apart: dict[str, deque[Message]] = {}
         self._socket = socket
         self._req_ids = itertools.count(1)
         self._replies: dict[int, list[Message]] = {}
@@ -202,16 +204,20 @@ class Connection:
     async def __anext__(self) -> Message:
         return await self.receive()
 
-    async def receive(self) -> Message:
+    async def receive(self, session: str = "") -> Message:
         """Return the next message that is not a reply; a cancel loses nothing.
+
+        Args:
+            session: One of those that are kept apart; by default, the next message of all others.
 
         Raises:
             ConnectionLost: The connection has ended and everything that came before was returned.
         """
-        if self.unread:
+        unread = self.apart.get(session, self.unread)
+        if unread:
             await trio.lowlevel.checkpoint()
-        await self._pump(lambda: bool(self.unread))
-        return self.unread.popleft()
+        await self._pump(lambda: bool(unread))
+        return unread.popleft()
 
     async def _wait(self, done: Callable[[], bool], what: str) -> None:
         with trio.move_on_after(REQUEST_TIMEOUT_S) as deadline:
@@ -246,20 +252,26 @@ class Connection:
             self._end(ConnectionLost(f"{self.url} sent something that is not a JSON object; is this a ticker server?"))
         elif "method" in message:
             self._replies.get(message.get("req_id", 0), []).append(message)
-        elif len(self.unread) >= MAX_UNREAD:
-            self._end(ConnectionLost(f"{self.url}: {MAX_UNREAD} messages came before a reply; iterate meanwhile"))
+        elif len(unread := self.apart.get(_session_of(message), self.unread)) >= MAX_UNREAD:
+            self._end(ConnectionLost(f"{self.url}: {MAX_UNREAD} messages came that nobody read; iterate meanwhile"))
         else:
             if message.get("channel") == "instrument":
                 self._pairs = message["data"]["pairs"]
             elif message.get("channel") == "status":
                 self._away_s = message["data"][0].get("reconnect_after_ms", 0) / 1000
-            self.unread.append(message)
+            unread.append(message)
 
     def _end(self, error: ConnectionLost) -> ConnectionLost:
         """Note why the connection has ended; the first reason counts."""
         if self._lost is None:
             self._lost, error.retry_after_s = error, self._away_s
         return self._lost
+
+
+def _session_of(message: Message) -> str:
+    """Return the replay session that a message is of; empty if it is of none."""
+    row = message["data"][0] if message.get("channel") == "replay" else message
+    return str(row.get("session", ""))
 
 
 def _refuses_all(replies: list[Message]) -> bool:
