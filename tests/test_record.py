@@ -9,8 +9,9 @@ import numpy as np
 import trio
 
 from feeds.recorder import RecorderOptions
-from feeds.records import Trades
-from feeds.store import open_recording
+from feeds.records import StreamDigest, Trades
+from feeds.simulate import SimulatedFeed, SimulationOptions
+from feeds.store import describe, open_recording
 from tests.serving import dial_tcp, open_house, service
 from ticker.cli import main
 from ticker.record import finish, record
@@ -69,6 +70,27 @@ async def test_a_planned_stop_leaves_a_recording(tmp_path):
     assert said.decode().startswith(f"recorded {path}: ")
     trades = trades_of(path)
     assert np.isin(ids, trades.trade_id[trades.instrument == 0]).all()
+
+
+async def test_a_simulated_run_that_was_recorded_replays_to_the_digest_of_the_simulation(tmp_path, capsys):
+    path, config = str(tmp_path / "day"), tmp_path / "ticker.toml"
+    config.write_text("[record]\nkeyframe_rows = 0\n")
+    with service("--config", str(config), "--record", path, "--rate", "3000", "--seed", "7") as market:
+        await watched(market.port)
+        market.process.send_signal(signal.SIGTERM)
+        await trio.to_thread.run_sync(market.process.stdout.read)
+        assert market.finish()[0] == 0
+    recorded = describe(open_recording(path))
+    assert main(["info", "--digest", path]) == 0
+    feed = SimulatedFeed(SimulationOptions(seed=7, rate=3000.0, start_ns=recorded.start_ns))
+    simulation, rows = StreamDigest(), 0
+    for window in feed.windows():
+        simulation.update(window)
+        rows += len(window)
+        if rows >= recorded.rows:
+            break
+    assert rows == recorded.rows > 500
+    assert capsys.readouterr().out == f"{simulation.hexdigest()}\n"
 
 
 async def test_another_server_is_recorded(tmp_path, autojump_clock, capsys):

@@ -17,6 +17,7 @@ from feeds.records import BUY, SELL
 from feeds.store import open_recording
 from tests.serving import service
 from tests.test_kraken_sdk import Client, until
+from ticker import info
 
 RECORDINGS = Path(__file__).parents[2] / "shared" / "data" / "recordings"
 SOURCE = "binance_spot_20240808"
@@ -97,6 +98,8 @@ def test_a_lossless_replay_has_every_row_and_a_kraken_client_sees_none_of_it():
                 levels[round(level["price"] * instrument.price_scale)] = level["qty"]
     best = {max(p for p, q in view["bids"].items() if q), min(p for p, q in view["asks"].items() if q)}
     assert best == {books[btc].top(BUY, 1)[0][0], books[btc].top(SELL, 1)[0][0]}
+    last = desk.got["replay"][-1]["data"][0]["digest"]
+    assert last["sha256"] == info.digest(str(RECORDINGS / SOURCE))
     seen = [message for messages in kraken.got.values() for message in messages]
     assert kraken.got["trade"]
     assert not any("session" in message or message.get("channel") == "replay" for message in seen)

@@ -14,12 +14,15 @@ import trio
 import trio.testing
 
 from feeds.records import BUY, SELL
-from feeds.store import write_recording
-from tests.scripted import BTC, ETH, INSTRUMENTS, START_NS, FakeWire, Tape, frames, open_market, open_outbox
+from feeds.replay import ReplayFeed
+from feeds.store import open_recording, write_recording
+from tests.scripted import BTC, ETH, INSTRUMENTS, START_NS, FakeWire, Tape, frames, market_of, open_market, open_outbox
 from ticker import __version__
+from ticker.bus import Bus
 from ticker.history import HistoryOptions
 from ticker.library import Library
 from ticker.market import Market
+from ticker.remote import Remote
 from ticker.replays import Replays, ReplaysOptions
 from ticker.session import Session, SessionOptions
 
@@ -320,6 +323,52 @@ async def test_plain_clients_know_nothing_of_the_native_profile(autojump_clock, 
     assert reply["result"] == {"channel": "ticker", "symbol": "BTC/USD", "snapshot": True, "event_trigger": "trades"}
     for method in ("update_subscription", "resync", "list_subscriptions"):
         assert client.ask(method)[0]["error"] == f"Unknown method {method}"
+
+
+OWN_TAPE_REQUESTS = [
+    '{"method":"subscribe","params":{"channel":"replay"},"req_id":1}',
+    '{"method":"subscribe","params":{"channel":"replay"},"req_id":2}',
+    '{"method":"subscribe","params":{"channel":"replay","session":"desk1"},"req_id":3}',
+    '{"method":"unsubscribe","params":{"channel":"replay"},"req_id":4}',
+    '{"method":"unsubscribe","params":{"channel":"replay"},"req_id":5}',
+]
+
+
+async def test_every_message_about_the_servers_own_tape_is_as_the_golden_transcript_has_it(
+    autojump_clock, nursery, fixed_time, monkeypatch, tmp_path
+):
+    autojump_clock.autojump_threshold = 0.1  # the recording is read in a thread
+    monkeypatch.setattr("ticker.bulletin.LOOK_S", 1e6)
+    monkeypatch.setattr("ticker.bulletin.REPORT_S", 1e6)
+    monkeypatch.setattr("ticker.history.secrets.token_hex", lambda _: "c0ffee00")
+    tape = Tape()
+    rows = [tape.trades((BTC, BUY, 1000 + k, 1), (ETH, BUY, 5, 1)) for k in range(3)]
+    write_recording(tmp_path / "day1", INSTRUMENTS, rows)
+    feed = ReplayFeed(open_recording(tmp_path / "day1"), start_paused=True)
+    market = market_of(feed, HistoryOptions(), ReplaysOptions(digest_events=4))
+    await market.gateway.recover()
+    client, lines = Client(market, native=True), []
+    nursery.start_soon(market.broadcaster.run)
+    nursery.start_soon(feed.run, Bus(market.happened, market.marked))
+    await settle()
+
+    def note() -> None:
+        lines.extend("<- " + payload for payload in client.wire.payloads())
+
+    for request in OWN_TAPE_REQUESTS:
+        if '"req_id":4' in request:
+            lines.append("-- somebody resumes the tape over HTTP, and it is played to its end")
+            Remote(market).control(b'{"action":"resume"}')
+            await settle()
+            note()
+        lines.append("-> " + request)
+        client.session.receive(request)
+        note()
+    client = Client(market)
+    lines += ["-- a client without the native profile", "-> " + OWN_TAPE_REQUESTS[0]]
+    client.session.receive(OWN_TAPE_REQUESTS[0])
+    note()
+    compare("own_tape.txt", "\n".join(lines) + "\n")
 
 
 REPLAY_REQUESTS = [

@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from prometheus_client.parser import text_string_to_metric_families
 
 from feeds.feed import Supervisor
+from feeds.records import BUY
+from feeds.store import write_recording
+from tests.scripted import INSTRUMENTS, Tape
 from tests.serving import House, Peer, open_house, quotes_batch, request_head
 from ticker.metrics import Metrics
+from ticker.replays import ReplaysOptions
 from ticker.stats import Stats
 from ticker.timing import Timing
 
@@ -45,8 +50,8 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk():
-    async with open_house() as house:
+async def desk(**options: Any):
+    async with open_house(**options) as house:
         yield Desk(house)
 
 
@@ -134,6 +139,32 @@ async def test_connections_come_in_pages(monkeypatch):
                 break
             after = int(page["next"].partition("after=")[2])
         assert pages == [[1, 2], [3, 4], [5]]
+
+
+async def test_replays_are_counted_and_each_is_told_without_its_name(tmp_path):
+    pen = Tape()
+    write_recording(tmp_path / "day1", INSTRUMENTS, [pen.trades((0, BUY, 1000 + k, 1)) for k in range(10)])
+    async with desk(replays=ReplaysOptions(directory=str(tmp_path))) as office:
+        peer = await office.house.visit(native=True)
+        for session in ("desk1", "desk2"):
+            wish = {"source": "day1", "session": session, "speed": 0, "start_paused": True}
+            assert (await peer.ask({"method": "replay_start", "params": wish}))["success"]
+        for action in ({"action": "step", "events": 3}, {"action": "resume"}):
+            await peer.ask({"method": "replay_control", "params": {"session": "desk1", **action}})
+        while (told := office.stats()["replays"])["rows"] < 10:
+            await trio.testing.wait_all_tasks_blocked()
+        assert (told["begun"], [row["rows"] for row in told["running"]]) == (2, [10, 0])
+        first = told["running"][1]
+        assert {name: first[name] for name in ("source", "members", "state", "digest")} == {
+            "source": "day1", "members": 1, "state": "paused", "digest": None,
+        }  # fmt: skip
+        assert "desk1" not in json.dumps(told)
+
+        await peer.ask({"method": "replay_control", "params": {"session": "desk1", "action": "stop"}})
+        while (page := office.served())["ticker_replays",] == 2:
+            await trio.testing.wait_all_tasks_blocked()
+        assert page["ticker_replays",] == 1
+        assert (page["ticker_replays_begun_total",], page["ticker_replayed_rows_total",]) == (2, 10)
 
 
 async def test_the_loop_is_asked_how_late_it_is(nursery, autojump_clock):

@@ -175,7 +175,7 @@ class Replay:
         self.bulletin = Bulletin(self.playback, kept, options.digest_events, wish.session)
         self.market = self._published(kept, listings)
         self._linger_s = options.linger_s
-        self._life = trio.CancelScope(deadline=trio.current_time() + options.linger_s)
+        self._life = trio.CancelScope()
         self._patience = trio.CancelScope()  # of the present wait for slow readers; a stopped tape has none
 
     def _published(self, history: History, listings: Listings) -> Publication:
@@ -202,9 +202,13 @@ class Replay:
         self._life.deadline = math.inf
 
     def leave(self, member: Member) -> None:
-        """Let a client go; the last one leaves the replay to wait for a while, and to end."""
+        """Let a client go."""
         del self.members[member]
         self.bulletin.readers.pop(member, None)
+        self.linger()
+
+    def linger(self) -> None:
+        """Where nobody is left, or nobody has come, wait for a while for somebody, and end."""
         if not self.members:
             self._life.deadline = trio.current_time() + self._linger_s
 
@@ -361,6 +365,7 @@ class Replays:
             refuse(RequestError("internal error", Code.UNAVAILABLE))
         else:
             welcome(replay)
+            replay.linger()
 
     async def _found(self, wish: Wish, nursery: trio.Nursery) -> Replay:
         replay = self._replays.get(wish.session)
