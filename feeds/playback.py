@@ -311,7 +311,7 @@ class Playback:
             self._phase = "running"
 
     def tell(self, batch: Batch) -> None:
-        """Note that a batch of the tape was emitted."""
+        """Note that a batch of the tape is emitted."""
         self._rows += len(batch)
         self._batches += 1
         self._position_ns = batch.ts

@@ -309,8 +309,8 @@ class ReplayFeed:
             if todo is None:
                 return
             if isinstance(todo, Batch):
+                self.playback.tell(todo)  # first: a reader that waits must not find the tape behind what it has
                 await out.send(todo)
-                self.playback.tell(todo)
                 await refill()
             else:
                 await self._bell.wait(todo)

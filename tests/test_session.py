@@ -22,7 +22,6 @@ from ticker.bus import Bus
 from ticker.history import HistoryOptions
 from ticker.library import Library
 from ticker.market import Market
-from ticker.remote import Remote
 from ticker.replays import Replays, ReplaysOptions
 from ticker.session import Session, SessionOptions
 
@@ -358,7 +357,8 @@ async def test_every_message_about_the_servers_own_tape_is_as_the_golden_transcr
     for request in OWN_TAPE_REQUESTS:
         if '"req_id":4' in request:
             lines.append("-- somebody resumes the tape over HTTP, and it is played to its end")
-            Remote(market).control(b'{"action":"resume"}')
+            feed.playback.resume()
+            market.bulletin.report()
             await settle()
             note()
         lines.append("-> " + request)

@@ -416,7 +416,8 @@ class Broadcaster:
     async def _sweep(self, channel: Channel) -> None:
         """Flush a topic to every group. Newcomers during the sweep are not part of it: their snapshot is newer."""
         now = trio.current_time()
-        was_due, channel.dirty_since = max(channel.due, channel.dirty_since), math.inf
+        was_due = min(max(channel.due, channel.dirty_since), now)  # in a hurry before it was due
+        channel.dirty_since = math.inf
         flush = channel.flush = channel.topic.collect()
         channel.flushed(now)
         plan = list(channel.groups.values())

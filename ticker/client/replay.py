@@ -82,8 +82,8 @@ async def open_replay(
         connection: One that speaks "ticker.v1".
         source: One of the recordings that ``replay_sources`` lists.
         session: The name of a session to share; without one it is nobody else's.
-        params: ``symbol``, ``from`` (as ``**{"from": "+90s"}``), ``to``, ``speed``, ``start_paused``, ``loop``, ``gap``;
-            who joins a session finds them as they are.
+        params: ``symbol``, ``from`` (as ``**{"from": "+90s"}``), ``to``, ``speed``, ``start_paused``, ``loop``,
+            ``gap``; who joins a session finds them as they are.
 
     Raises:
         ActionRefused: The server refused, or the connection has joined the session already.
