@@ -497,4 +497,5 @@ async def test_a_reader_that_stops_costs_a_bounded_number_of_messages(autojump_c
 def test_the_client_brings_nothing_of_the_server_along():
     code = "import sys, ticker.client; print(*sorted(m for m in sys.modules if m.startswith(('ticker', 'feeds'))))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert loaded == ["ticker", "ticker.client", "ticker.client.backoff", "ticker.client.connection"]
+    modules = ("backoff", "connection", "remote", "replay")
+    assert loaded == ["ticker", "ticker.client", *(f"ticker.client.{module}" for module in modules)]
