@@ -291,8 +291,9 @@ class ReplayFeed:
         limiter = trio.CapacityLimiter(1)
 
         async def refill() -> None:
-            for track, (_, chunks) in zip(merge.tracks, channels, strict=True):
-                await _refill_ahead(track, chunks)
+            with self._until_interrupted():
+                for track, (_, chunks) in zip(merge.tracks, channels, strict=True):
+                    await _refill_ahead(track, chunks)
 
         async with trio.open_nursery() as nursery:
             for table, (into, _) in zip(self._tables(ts_ns), channels, strict=True):
@@ -301,6 +302,22 @@ class ReplayFeed:
             pace = Pace(merge, self.playback, self._events, gap=self._gap, ts_ns=ts_ns, now=trio.current_time())
             await self._pace(pace, refill, out)
             nursery.cancel_scope.cancel()
+
+    @contextlib.contextmanager
+    def _until_interrupted(self) -> Iterator[None]:
+        """Give up what is waited for as soon as somebody seeks or stops: chunks of this epoch are of no use then."""
+        with trio.CancelScope() as waiting:
+
+            def look() -> None:
+                self._bell.ring()
+                if self.playback.interrupted:
+                    waiting.cancel()
+
+            self.playback.on_change = look
+            try:
+                yield
+            finally:
+                self.playback.on_change = self._bell.ring
 
     async def _pace(self, pace: Pace, refill: Callable[[], Awaitable[None]], out: trio.abc.SendChannel[Event]) -> None:
         while not self.playback.interrupted:
