@@ -285,6 +285,8 @@ class ReplayFeed:
 
     async def _play(self, out: trio.abc.SendChannel[Event], ts_ns: int) -> None:
         """Play one epoch to the end of the tape or until it is interrupted, one reader per table beside the player."""
+        if self.playback.interrupted:  # while the market was restored
+            return
         merge = Merge(len(self._recording.sources))
         channels = [trio.open_memory_channel[Any](0) for _ in merge.tracks]
         # One thread for all: more would only compete with the event loop for the interpreter.
