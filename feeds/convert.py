@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -152,11 +153,13 @@ class Conversion:
             raise RecordingError(f"{existing[0]}: is there already; choose another name, or write over it with --force")
         if not prefix.parent.is_dir():
             raise RecordingError(f"{prefix.parent}: there is no such folder")
-        writers = [_Writer(table, _part(prefix, table)) for table in layout.TABLES]
+        encoding = _Encoding()
+        writers = [_Writer(table, _part(prefix, table), encoding) for table in layout.TABLES]
         try:
-            summary = self._run(Survey(), writers, progress)
-            for writer in writers:
-                writer.finish()
+            with encoding:
+                summary = self._run(Survey(), writers, progress)
+                for writer in writers:
+                    writer.finish()
             write_instruments(_part(prefix, "instruments"), summary.instruments)
             for writer in writers:
                 writer.file.publish()
@@ -261,11 +264,44 @@ class _Venues:
                 )
 
 
+class _Encoding:
+    """A thread that encodes rows while the next ones are read: pyarrow works without the interpreter's lock.
+
+    At most one piece of work is under way, so memory is bounded by the rows at hand and those being written. On leaving
+    it nothing is under way, whatever happened.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "encoding")
+        self._under_way: Future[object] | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def start(self, work: Callable[[], object]) -> None:
+        """Start the work once what is under way is done, and raise what went wrong with that."""
+        self.wait()
+        self._under_way = self._thread.submit(work)
+
+    def wait(self) -> None:
+        """Wait for what is under way, and raise what went wrong with it."""
+        if self._under_way is not None:
+            self._under_way.result()
+
+
 class _Writer:
     """One table on its way into its file: rows are gathered into whole row groups."""
 
-    def __init__(self, table: str, path: Path) -> None:
+    def __init__(self, table: str, path: Path, encoding: _Encoding) -> None:
         self.table = table
+        self._encoding = encoding
         self.file = TableFile(path, layout.SCHEMAS[table])
         self._parts: list[pa.RecordBatch] = []
         self._gathered = 0
@@ -278,11 +314,11 @@ class _Writer:
 
     def _write(self, count: int) -> None:
         rows = pa.Table.from_batches(self._parts).unify_dictionaries()
-        self.file.write(rows.slice(0, count))
+        self._encoding.start(partial(self.file.write, rows.slice(0, count)))
         self._parts, self._gathered = rows.slice(count).to_batches(), rows.num_rows - count
 
     def finish(self) -> None:
         """Write what is left."""
         if self._gathered:
             self._write(self._gathered)
-        self.file.finish()
+        self._encoding.start(self.file.finish)

@@ -285,14 +285,17 @@ class ReplayFeed:
 
     async def _play(self, out: trio.abc.SendChannel[Event], ts_ns: int) -> None:
         """Play one epoch to the end of the tape or until it is interrupted, one reader per table beside the player."""
+        if self.playback.interrupted:  # while the market was restored
+            return
         merge = Merge(len(self._recording.sources))
         channels = [trio.open_memory_channel[Any](0) for _ in merge.tracks]
         # One thread for all: more would only compete with the event loop for the interpreter.
         limiter = trio.CapacityLimiter(1)
 
         async def refill() -> None:
-            for track, (_, chunks) in zip(merge.tracks, channels, strict=True):
-                await _refill_ahead(track, chunks)
+            with self._until_interrupted():
+                for track, (_, chunks) in zip(merge.tracks, channels, strict=True):
+                    await _refill_ahead(track, chunks)
 
         async with trio.open_nursery() as nursery:
             for table, (into, _) in zip(self._tables(ts_ns), channels, strict=True):
@@ -301,6 +304,22 @@ class ReplayFeed:
             pace = Pace(merge, self.playback, self._events, gap=self._gap, ts_ns=ts_ns, now=trio.current_time())
             await self._pace(pace, refill, out)
             nursery.cancel_scope.cancel()
+
+    @contextlib.contextmanager
+    def _until_interrupted(self) -> Iterator[None]:
+        """Give up what is waited for as soon as somebody seeks or stops: chunks of this epoch are of no use then."""
+        with trio.CancelScope() as waiting:
+
+            def look() -> None:
+                self._bell.ring()
+                if self.playback.interrupted:
+                    waiting.cancel()
+
+            self.playback.on_change = look
+            try:
+                yield
+            finally:
+                self.playback.on_change = self._bell.ring
 
     async def _pace(self, pace: Pace, refill: Callable[[], Awaitable[None]], out: trio.abc.SendChannel[Event]) -> None:
         while not self.playback.interrupted:

@@ -69,7 +69,7 @@ class Survey:
     def add(self, chunk: Chunk) -> None:
         """Take in the next rows."""
         received = [times(rows) for rows in chunk.values()]  # each in order
-        self._add_times(received[0] if len(received) == 1 else np.sort(np.concatenate(received)))
+        self._add_times(received[0] if len(received) == 1 else np.sort(np.concatenate(received), kind="stable"))
         for table, rows in chunk.items():
             self._tables[table].add(rows)
 

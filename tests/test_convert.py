@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import subprocess
 import sys
+import threading
 import zipfile
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +28,7 @@ from feeds.instruments import Instrument, Instruments
 from feeds.records import MISSING, Batch, Trades
 from feeds.store import open_recording, write_recording
 from feeds.survey import Survey
+from feeds.tablefile import TableFile
 from tests.format_samples import START_S, START_US, samples
 from ticker.cli import main
 from ticker.convert import convert
@@ -259,6 +262,41 @@ def test_nothing_is_written_over_without_force_and_nothing_is_left_of_a_failure(
     assert ids(tmp_path / "out") == ["a"]
     conversion(bad, force=True, skip_bad=True).write(tmp_path / "out")
     assert ids(tmp_path / "out") == ["b"]
+
+
+def many_trades(path):
+    """A tardis file of three row groups of trades, and some."""
+    return trades(path, *((at, f"{at:06}") for at in range(200_000)))
+
+
+def test_what_goes_wrong_while_rows_are_encoded_is_told_and_nothing_is_left(tmp_path, monkeypatch):
+    write, written = TableFile.write, []
+
+    def full(file, rows):
+        if written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(file, rows)
+        written.append(rows.num_rows)
+
+    path = many_trades(tmp_path / "t.csv")
+    monkeypatch.setattr(TableFile, "write", full)
+    with pytest.raises(RecordingError, match=r"out: cannot be written \(.*No space left on device"):
+        conversion(path).write(tmp_path / "out")
+    assert written
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interrupt_leaves_no_file_and_no_thread(tmp_path):
+    path, threads = many_trades(tmp_path / "t.csv"), threading.active_count()
+
+    def interrupt(*_):
+        if (tmp_path / ".out.trades.parquet.tmp").exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        conversion(path).write(tmp_path / "out", interrupt)
+    assert list(tmp_path.iterdir()) == [path]
+    assert threading.active_count() == threads
 
 
 def test_a_forced_conversion_leaves_no_table_of_the_recording_before(tmp_path):

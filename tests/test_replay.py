@@ -2,12 +2,14 @@
 
 import itertools
 import math
+import threading
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 import trio
+import trio.testing
 
 from feeds.clock import KEEP, NS, SKIP, cap
 from feeds.errors import OptionError, RecordingError
@@ -331,6 +333,49 @@ async def test_a_seek_reads_from_there(tmp_path):
     assert rows == [T0 + second * NS for second in range(50, 100)]
     now = feed.statistics()
     assert (now.state, now.epochs, now.passes, now.rows) == ("ended", 2, 1, 51)
+
+
+async def test_a_seek_does_not_wait_for_tables_that_are_of_no_use_any_more(autojump_clock):
+    begun, reading, go_on = [], trio.Event(), threading.Event()
+
+    class Slow:
+        name, instruments, start_ns, end_ns = "s", ONE, T0, T0 + 100 * NS
+
+        def trades(self, from_ns):
+            begun.append(from_ns)
+            trio.from_thread.run_sync(reading.set)
+            go_on.wait()
+            yield rows_at(Trades, [T0 + 60 * NS], [0])
+
+        def quotes(self, from_ns):
+            for rows in self.trades(from_ns):
+                yield rows_at(Quotes, rows.ts_recv, rows.seq + 1)
+
+        def levels(self, from_ns):
+            for rows in self.trades(from_ns):
+                yield rows_at(Levels, rows.ts_recv, rows.seq + 2)
+
+        def state_before(self, ts_ns):
+            if ts_ns == T0 + 40 * NS:
+                trio.from_thread.run_sync(feed.playback.seek, T0 + 50 * NS)
+            return Batch(ts=ts_ns)
+
+        @property
+        def sources(self):
+            return (self,)
+
+    feed = ReplayFeed(Slow())
+    send, receive = trio.open_memory_channel(math.inf)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(feed.run, send)
+        await reading.wait()
+        feed.playback.seek(T0 + 40 * NS)
+        await trio.testing.wait_all_tasks_blocked()
+        go_on.set()
+    assert begun == [T0] + 3 * [T0 + 50 * NS]
+    events = [receive.receive_nowait() for _ in range(receive.statistics().current_buffer_used)]
+    told = [event.kind if isinstance(event, Marker) else len(event) for event in events]
+    assert told == ["epoch", "epoch", "epoch", 3, "end"]
 
 
 # --- what goes wrong
