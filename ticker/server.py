@@ -126,7 +126,8 @@ class GuardedStream(trio.abc.Stream):
         if self._head:
             head, self._head = self._head, b""
             return head
-        await self.opened.wait()
+        if not self.opened.is_set():  # waiting for what has happened would cost every read a turn of all tasks
+            await self.opened.wait()
         try:
             return await self._receive(max_bytes)
         except ProtocolViolation as violation:

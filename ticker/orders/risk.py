@@ -107,8 +107,7 @@ class Risk:
         price = self._reference(terms) if terms.price is None else terms.price
         if max(price, walk[-1][0] if walk else 0) * qty > MAX_COST:
             raise RequestError("EOrder:Invalid volume: price times quantity is too large", Code.INVALID_ORDER)
-        scale = instrument.price_scale * instrument.qty_scale
-        if limits.notional and price * qty / scale > limits.notional:
+        if limits.notional and price * qty / (instrument.price_scale * instrument.qty_scale) > limits.notional:
             raise RequestError("EOrder:Cost limit exceeded", Code.NOTIONAL_LIMIT, field="order_qty")
         if limits.position:
             self._check_position(account, terms, qty, limits.position * instrument.qty_scale, amended)
@@ -154,9 +153,12 @@ class Risk:
     def _needs(self, account: str, terms: Terms, qty: int, walk: Walk) -> tuple[str, int]:
         """Return which asset an order spends, and how much of it, fee included, if it goes as it may."""
         ledger, asset = self._ledger, self._ledger.spends(terms.symbol, terms.side)
-        taken = sum(lots for _, lots in walk)
+        taken = spent = 0
+        for price, lots in walk:
+            taken += lots
+            spent += price * lots
         rest = qty - taken if terms.rests or terms.trigger is not None else 0
         if terms.side != BUY:
             return asset, ledger.base_units(terms.symbol, taken + rest)
-        cost = ledger.quote_units(terms.symbol, sum(price * lots for price, lots in walk) + rest * (terms.price or 0))
+        cost = ledger.quote_units(terms.symbol, spent + rest * (terms.price or 0))
         return asset, cost + cost * self._fees[account].worst_ppm // 1_000_000

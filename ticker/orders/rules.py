@@ -122,14 +122,15 @@ def _units(value: Decimal, precision: int, increment: int, names: tuple[str, str
     if not value.is_finite() or value <= 0 or value.adjusted() + precision > MAX_DIGITS:
         why = "must be above 0 and below the largest value"
     else:
-        units = value.scaleb(precision)
-        if units > MAX_UNITS:
+        exact = value.scaleb(precision)
+        units = int(exact)
+        if exact > MAX_UNITS:
             why = "must be above 0 and below the largest value"
-        elif units != units.to_integral_value() or int(units) % increment:
+        elif units != exact or units % increment:
             why = f"must be a multiple of {fixed(increment, precision)}"
     if why:
         raise RequestError(f"EOrder:Invalid {what}: {why}", Code.INVALID_ORDER, field=field)
-    return int(units)
+    return units
 
 
 def _refuse_unsupported(params: OrderParams) -> None:
