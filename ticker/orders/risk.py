@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Final
 
@@ -39,7 +39,7 @@ class Risk:
         self._accounts = accounts
         self._fees = fees
 
-    def admit(self, account: str, terms: Terms, walk: Walk, reserved: Counter[str]) -> None:
+    def admit(self, account: str, terms: Terms, walk: Walk, reserved: defaultdict[str, int]) -> None:
         """Pass if an order may be entered.
 
         Args:
