@@ -17,7 +17,7 @@ from feeds.records import Batch
 SelfTrade = Literal["cancel_newest", "cancel_oldest", "cancel_both"]
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An order as a venue sees it.
 
     Attributes:
