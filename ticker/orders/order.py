@@ -44,9 +44,7 @@ TRANSITIONS: Final = MappingProxyType[tuple[Status, Step], Status](
 )
 
 
-# gc=False: nothing in these can be part of a cycle, and there are hundreds of thousands for the collector to pass over.
-
-
+# gc=False, here and below: they cannot be part of a cycle, and the collector would go through each that is kept.
 class Terms(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     """What an order asks for, checked against its instrument.
 
