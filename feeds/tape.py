@@ -94,6 +94,8 @@ class Tape:
 
         With another ``self_trade`` than ``cancel_oldest`` that ends where it would meet an entry of its owner.
         """
+        if not self._meets(instrument, side, price):
+            return []
         if self_trade != "cancel_oldest":
             price = next((other.price for other in self._own(instrument, side, price, owner)), price)
         steps: list[tuple[int, int]] = []
@@ -119,7 +121,7 @@ class Tape:
             if entry.self_trade != "cancel_oldest":
                 met = True
                 break
-        if not met:
+        if not met and self._meets(entry.instrument, entry.side, entry.price):
             left = self._trade(entry, entry.price, left, matches)
         for other in withdrawn:
             self._remove(other)
@@ -208,7 +210,7 @@ class Tape:
 
     def _own(self, instrument: int, side: int, price: int | None, owner: int) -> Iterator[Resting]:
         """Yield the entries of the same owner that an entry would meet, in the order in which it would."""
-        if self._owned[instrument, -side, owner]:
+        if self._owned.get((instrument, -side, owner)):
             for other in self._sides[instrument, -side].reached(price):
                 if other.entry.owner == owner:
                     yield other
@@ -254,6 +256,11 @@ class Tape:
         if book.stale or levels.worst is None or (levels.worst - price) * side > 0:
             return FAR
         return levels.levels.get(price, 0)
+
+    def _meets(self, instrument: int, side: int, price: int | None) -> bool:
+        """Whether the best price of the other side is within a limit; it is not for most that are entered."""
+        best, _ = self._touch(instrument, -side)
+        return best != MISSING and (price is None or (price - best) * side >= 0)
 
     def _touch(self, instrument: int, side: int) -> tuple[int, int]:
         market = self._market

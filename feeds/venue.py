@@ -17,7 +17,8 @@ from feeds.records import Batch
 SelfTrade = Literal["cancel_newest", "cancel_oldest", "cancel_both"]
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+# gc=False: it cannot be part of a cycle, and the collector would go through each that rests.
+class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An order as a venue sees it.
 
     Attributes:

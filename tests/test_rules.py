@@ -29,7 +29,7 @@ QUARTERS = Instrument(
 def terms(**params: Any) -> Terms:
     given = {field: value for field, value in {**LIMIT, **params}.items() if value is not None}
     read = params_of(Request("add_order", given), AddOrderParams)
-    return wanted_of(read, read.symbol, LISTINGS, START_NS).terms
+    return wanted_of(read, read.symbol, LISTINGS.instrument(read.symbol), START_NS).terms
 
 
 def test_decimals_become_ticks_and_lots():
@@ -95,7 +95,7 @@ def test_any_number_is_a_price_or_refused(value):
 def test_the_same_order_has_the_same_digest_however_it_is_written():
     def body(**params: Any) -> str:
         read = params_of(Request("add_order", {**LIMIT, "cl_ord_id": "x", **params}), AddOrderParams)
-        return wanted_of(read, read.symbol, LISTINGS, START_NS).body
+        return wanted_of(read, read.symbol, LISTINGS.instrument("BTC/USD"), START_NS).body
 
     assert body() == body(limit_price=Decimal("100.0"), ttl_ms=500, token="t")
     assert len({body(), body(limit_price=101), body(post_only=True), body(side="sell")}) == 4

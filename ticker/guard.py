@@ -129,7 +129,8 @@ def header_size(header: bytes) -> int:
     """Return the bytes of a frame's header, masking key included; 2 while too little of it is there to tell."""
     if len(header) < 2:
         return 2
-    extended = {126: 2, 127: 8}.get(header[1] & 0x7F, 0)
+    short = header[1] & 0x7F
+    extended = 0 if short < 126 else 2 if short == 126 else 8
     return 2 + extended + (4 if header[1] & 0x80 else 0)
 
 

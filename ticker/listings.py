@@ -7,7 +7,7 @@ asked for, so what is encoded and subscribed to is a *listing*: one name of one 
 
 from __future__ import annotations
 
-from feeds.instruments import Instruments
+from feeds.instruments import Instrument, Instruments
 from ticker.binary import RecordCodec
 from ticker.codec import RowCodec
 from ticker.errors import Code, RequestError
@@ -60,3 +60,11 @@ class Listings:
             shown = name[:MAX_ECHO]
             raise RequestError(f"Currency pair not supported {shown}", Code.UNKNOWN_SYMBOL, symbol=shown)
         return listing
+
+    def instrument(self, name: str) -> Instrument:
+        """Return the instrument that has a name.
+
+        Raises:
+            RequestError: No such symbol; in Kraken's words.
+        """
+        return self.instruments[self.instrument_of[self.id_of(name)]]

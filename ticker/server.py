@@ -126,28 +126,31 @@ class GuardedStream(trio.abc.Stream):
         if self._head:
             head, self._head = self._head, b""
             return head
-        await self.opened.wait()
+        if not self.opened.is_set():  # waiting for what has happened would cost every read a turn of all tasks
+            await self.opened.wait()
         try:
-            return await self._receive(max_bytes)
+            while True:
+                data, self._rest = self._rest, b""
+                if not data:
+                    data = await self._transport.receive_some(max_bytes)
+                plain = self._admitted(data)
+                if plain or not data:  # else it is a part of a compressed frame, and nothing would mean the end
+                    return plain
         except ProtocolViolation as violation:
             self.violation = violation
             self._outbox.push(close_frame(violation.close_code, violation.reason))
             self._outbox.seal()
             return b""
 
-    async def _receive(self, max_bytes: int | None) -> bytes:
-        while True:
-            data, self._rest = self._rest, b""
-            if not data:
-                data = await self._transport.receive_some(max_bytes)
-            self.received_at = trio.current_time()
-            self._guard.feed(data, self.received_at)
-            if self._inflater is None or not data:
-                return data
-            plain = self._inflater.feed(data)
-            self._guard.charge(max(0, len(plain) - len(data)), self.received_at)
-            if plain:  # else it is a part of a compressed frame, and nothing would mean the end
-                return plain
+    def _admitted(self, data: bytes) -> bytes:
+        """Return bytes from the peer as trio-websocket may see them."""
+        self.received_at = trio.current_time()
+        self._guard.feed(data, self.received_at)
+        if self._inflater is None or not data:
+            return data
+        plain = self._inflater.feed(data)
+        self._guard.charge(max(0, len(plain) - len(data)), self.received_at)
+        return plain
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Queue a whole frame; after a Close frame nothing more goes out."""

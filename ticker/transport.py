@@ -94,26 +94,21 @@ class Transport(trio.abc.Stream):
             trio.ClosedResourceError: The transport was closed.
         """
         most = max_bytes or RECEIVE_BYTES
-        if self._drained:
-            await self._wait_readable()
+        if self._drained and not self._closed:
+            await trio.lowlevel.wait_readable(self._socket)
         else:
             await trio.lowlevel.checkpoint()
         while not self._closed:
             try:
                 data = self._socket.recv(most)
             except BlockingIOError:
-                await self._wait_readable()
+                await trio.lowlevel.wait_readable(self._socket)
             except OSError as error:
                 raise self._translated(error) from error
             else:
                 self._drained = len(data) < most
                 return data
         raise trio.ClosedResourceError
-
-    async def _wait_readable(self) -> None:
-        if self._closed:
-            raise trio.ClosedResourceError
-        await trio.lowlevel.wait_readable(self._socket)
 
     def _translated(self, error: OSError) -> Exception:
         return trio.ClosedResourceError() if self._closed else trio.BrokenResourceError(str(error))

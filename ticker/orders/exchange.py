@@ -9,7 +9,7 @@ the wall: its time is the market's.
 from __future__ import annotations
 
 import heapq
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -147,7 +147,7 @@ class Exchange:
         if known is not None:
             return known, True
         walk = self._walk(account, wanted.terms)
-        self._risk.admit(account, wanted.terms, walk, Counter())
+        self._risk.admit(account, wanted.terms, walk, defaultdict(int))
         return self._enter(account, wanted, walk), False
 
     def place_all(self, account: str, batch: Sequence[Wanted], *, idempotent: bool) -> list[tuple[Order, bool]]:
@@ -159,7 +159,7 @@ class Exchange:
         if any(count > 1 for count in names.values()):
             raise RequestError("EOrder:Duplicate cl_ord_id", Code.DUPLICATE_CL_ORD_ID, field="cl_ord_id")
         known = [self._known(account, wanted, idempotent=idempotent) for wanted in batch]
-        reserved: Counter[str] = Counter()
+        reserved: defaultdict[str, int] = defaultdict(int)
         for wanted, there in zip(batch, known, strict=True):
             if there is None:
                 self._risk.admit(account, wanted.terms, self._walk(account, wanted.terms), reserved)
@@ -175,7 +175,7 @@ class Exchange:
             RequestError: It would not.
         """
         if self._known(account, wanted, idempotent=idempotent) is None:
-            self._risk.admit(account, wanted.terms, self._walk(account, wanted.terms), Counter())
+            self._risk.admit(account, wanted.terms, self._walk(account, wanted.terms), defaultdict(int))
 
     def amend(self, account: str, order: Order, change: Change) -> None:
         """Change an open order in place.

@@ -118,11 +118,11 @@ class Methods:
         params = params_of(request, AddOrderParams)
         account = self._desk.account(caller, params.token, "trade")
         until = deadline_of(params.deadline, params.ttl_ms, clock.wall_ns())
-        self._listings.id_of(params.symbol)
+        instrument = self._listings.instrument(params.symbol)
 
         def work(exchange: Exchange) -> list[Answer]:
             _check_deadline(until)
-            wanted = wanted_of(params, params.symbol, self._listings, exchange.now)
+            wanted = wanted_of(params, params.symbol, instrument, exchange.now)
             if params.validate_only:
                 exchange.check(account, wanted, idempotent=caller.native)
                 return [Answer(_named(wanted), ext={"validated": True})]
@@ -135,11 +135,11 @@ class Methods:
         params = params_of(request, BatchAddParams)
         account = self._desk.account(caller, params.token, "trade")
         until = deadline_of(params.deadline, params.ttl_ms, clock.wall_ns())
-        self._listings.id_of(params.symbol)
+        instrument = self._listings.instrument(params.symbol)
 
         def work(exchange: Exchange) -> list[Answer]:
             _check_deadline(until)
-            batch = [wanted_of(order, params.symbol, self._listings, exchange.now) for order in params.orders]
+            batch = [wanted_of(order, params.symbol, instrument, exchange.now) for order in params.orders]
             if params.validate_only:
                 for wanted in batch:
                     exchange.check(account, wanted, idempotent=caller.native)
@@ -166,8 +166,7 @@ class Methods:
         def work(exchange: Exchange) -> list[Answer]:
             _check_deadline(until)
             order = exchange.open_order(account, key, name)
-            instruments = self._listings.instruments
-            change = change_of(params, instruments[instruments.id_of(order.terms.symbol)])
+            change = change_of(params, self._listings.instrument(order.terms.symbol))
             exchange.amend(account, order, change)
             return [Answer({"amend_id": f"A{order.key:012d}-{order.reports}", **_ids(order)})]
 

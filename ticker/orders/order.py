@@ -44,7 +44,8 @@ TRANSITIONS: Final = MappingProxyType[tuple[Status, Step], Status](
 )
 
 
-class Terms(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+# gc=False, here and below: they cannot be part of a cycle, and the collector would go through each that is kept.
+class Terms(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     """What an order asks for, checked against its instrument.
 
     Attributes:
@@ -97,7 +98,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         return (self.side == BUY) == (self.order_type in LOSS_STOPS)
 
 
-class Order(msgspec.Struct, kw_only=True, array_like=True):
+class Order(msgspec.Struct, kw_only=True, array_like=True, gc=False):
     """An order and how far it has come. Open means ``leaves_qty = qty - cum_qty``; terminal means it is 0.
 
     Attributes:
@@ -156,7 +157,7 @@ def key_of(order_id: str) -> int:
     return int(digits) if order_id[:1] == "O" and digits.isascii() and digits.isdigit() and len(digits) == 12 else 0
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class Report(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One thing that happened to an order, with the order's state after it.
 
     Attributes:

@@ -79,7 +79,7 @@ class Readers:
         self._history = history
         self._ledger = Ledger()
         self._printer = Printer(self._ledger)
-        self._readers: dict[tuple[str, str], dict[Client, Interest]] = {}
+        self._readers: dict[str, dict[str, dict[Client, Interest]]] = {}  # by account and channel, where there are any
         self._channels: dict[Client, dict[str, str]] = {}
         self._sequences: dict[tuple[Client, str], int] = {}
         self._marks: dict[tuple[str, str], int] = {}
@@ -106,7 +106,7 @@ class Readers:
     def add(self, reader: Client, account: str, channel: str, interest: Interest) -> None:
         """Tell somebody about an account from now on."""
         self._channels.setdefault(reader, {})[channel] = account
-        self._readers.setdefault((account, channel), {})[reader] = interest
+        self._readers.setdefault(account, {}).setdefault(channel, {})[reader] = interest
 
     def remove(self, reader: Client, channel: str) -> None:
         """Stop telling somebody about a channel.
@@ -117,7 +117,10 @@ class Readers:
         account = self._channels.get(reader, {}).pop(channel, None)
         if account is None:
             raise RequestError("Subscription Not Found", Code.NOT_SUBSCRIBED)
-        del self._readers[account, channel][reader]
+        channels = self._readers[account]
+        del channels[channel][reader]
+        if not any(channels.values()):
+            del self._readers[account]
         self._sequences.pop((reader, channel), None)
 
     def forget(self, reader: Client) -> None:
@@ -155,6 +158,7 @@ class Readers:
 
     def tell(self, reports: list[Report]) -> list[Letter]:
         """Return what readers are told of what happened to orders, and of what that did to balances and positions."""
+        reports = [report for report in reports if report.account in self._readers]
         letters = [letter for report in reports for letter in self._of_execution(report)]
         for account in dict.fromkeys(report.account for report in reports):
             own = [report for report in reports if report.account == account]
@@ -165,7 +169,7 @@ class Readers:
 
     def _of_execution(self, report: Report) -> Iterator[Letter]:
         messages: dict[bool, Message] = {}
-        for reader, interest in self._readers.get((report.account, "executions"), {}).items():
+        for reader, interest in self._readers[report.account].get("executions", {}).items():
             if interest.every_status or report.exec_type in MILESTONES:
                 if reader.native not in messages:
                     messages[reader.native] = self._executed(report, native=reader.native)
@@ -177,7 +181,7 @@ class Readers:
 
     def _of_balances(self, account: str, filled: Iterable[str], touched: Iterable[str]) -> list[Letter]:
         """Native readers are also told when only what is held for open orders has changed."""
-        readers, state = self._readers.get((account, "balances")), self._ledger.accounts[account]
+        readers, state = self._readers[account].get("balances"), self._ledger.accounts[account]
         if not readers:
             return []
         rows = {
@@ -191,7 +195,7 @@ class Readers:
         return list(dict.fromkeys(asset for s in symbols for asset in (listed[s].base, listed[s].quote)))
 
     def _of_positions(self, account: str, symbols: Iterable[str]) -> list[Letter]:
-        readers = self._readers.get((account, "positions"))
+        readers = self._readers[account].get("positions")
         if not readers:
             return []
         rows = [self._position_row(account, symbol) for symbol in symbols]
@@ -204,17 +208,19 @@ class Readers:
 
     def refresh(self) -> list[Letter]:
         """Return a snapshot for every reader: what it was told may not be so."""
-        letters = []
-        for (account, channel), readers in self._readers.items():
-            for reader, interest in readers.items():
-                letters.append(Letter(reader, self._opening(reader, account, channel, interest)))
-        return letters
+        return [
+            Letter(reader, self._opening(reader, account, channel, interest))
+            for account, channels in self._readers.items()
+            for channel, readers in channels.items()
+            for reader, interest in readers.items()
+        ]
 
     def revalue(self) -> list[Letter]:
         """Return what readers of positions are told of those whose price has changed since they were told last."""
         letters: list[Letter] = []
-        for (account, channel), readers in self._readers.items():
-            if channel != "positions" or not readers:
+        for account, channels in self._readers.items():
+            readers = channels.get("positions")
+            if not readers:
                 continue
             positions = self._ledger.accounts[account].positions.items()
             rows = [
@@ -222,7 +228,7 @@ class Readers:
                 for symbol, position in positions
                 if position.qty and self._mark(symbol) != self._marks.get((account, symbol))
             ]
-            letters += [self._update(reader, channel, rows) for reader in readers if rows]
+            letters += [self._update(reader, "positions", rows) for reader in readers if rows]
         return letters
 
     def _position_row(self, account: str, symbol: str) -> Row:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Final
 
+from feeds.instruments import Instrument
 from feeds.records import BUY, MISSING
 from ticker.errors import Code, RequestError
 from ticker.history import History
@@ -39,7 +40,7 @@ class Risk:
         self._accounts = accounts
         self._fees = fees
 
-    def admit(self, account: str, terms: Terms, walk: Walk, reserved: Counter[str]) -> None:
+    def admit(self, account: str, terms: Terms, walk: Walk, reserved: defaultdict[str, int]) -> None:
         """Pass if an order may be entered.
 
         Args:
@@ -98,7 +99,6 @@ class Risk:
 
     def _check_terms(self, account: str, terms: Terms, qty: int, walk: Walk, amended: Order | None = None) -> None:
         limits = self._accounts.options[account].limits
-        instrument = self._history.instruments[self._history.instruments.id_of(terms.symbol)]
         if terms.display and terms.display * MOST_HIDDEN < terms.qty:
             text = f"EOrder:Invalid display_qty: at least 1/{MOST_HIDDEN} of order_qty"
             raise RequestError(text, Code.INVALID_ORDER, field="display_qty")
@@ -107,22 +107,26 @@ class Risk:
         price = self._reference(terms) if terms.price is None else terms.price
         if max(price, walk[-1][0] if walk else 0) * qty > MAX_COST:
             raise RequestError("EOrder:Invalid volume: price times quantity is too large", Code.INVALID_ORDER)
-        scale = instrument.price_scale * instrument.qty_scale
-        if limits.notional and price * qty / scale > limits.notional:
-            raise RequestError("EOrder:Cost limit exceeded", Code.NOTIONAL_LIMIT, field="order_qty")
+        if limits.notional:
+            self._check_notional(terms, price * qty, limits)
         if limits.position:
-            self._check_position(account, terms, qty, limits.position * instrument.qty_scale, amended)
+            self._check_position(account, terms, qty, limits, amended)
         if limits.collar_pct and terms.limit is not None:
             self._check_collar(terms, limits)
 
-    def _check_position(self, account: str, terms: Terms, qty: int, most: float, amended: Order | None) -> None:
+    def _check_notional(self, terms: Terms, cost: int, limits: Limits) -> None:
+        instrument = self._instrument(terms)
+        if cost / (instrument.price_scale * instrument.qty_scale) > limits.notional:
+            raise RequestError("EOrder:Cost limit exceeded", Code.NOTIONAL_LIMIT, field="order_qty")
+
+    def _check_position(self, account: str, terms: Terms, qty: int, limits: Limits, amended: Order | None) -> None:
         open_qty = sum(
             order.leaves_qty
             for order in self._ledger.open_orders(account)
             if order is not amended and (order.terms.symbol, order.terms.side) == (terms.symbol, terms.side)
         )
         held = terms.side * self._ledger.accounts[account].position(terms.symbol).qty
-        if held + open_qty + qty > most:
+        if held + open_qty + qty > limits.position * self._instrument(terms).qty_scale:
             raise RequestError("EOrder:Positions limit exceeded", Code.POSITION_LIMIT, field="order_qty")
 
     def _check_collar(self, terms: Terms, limits: Limits) -> None:
@@ -142,6 +146,10 @@ class Risk:
         if terms.qty + promised > -terms.side * position:
             raise RequestError("EOrder:Reduce only: larger than the position", Code.REDUCE_ONLY, field="order_qty")
 
+    def _instrument(self, terms: Terms) -> Instrument:
+        instruments = self._history.instruments
+        return instruments[instruments.id_of(terms.symbol)]
+
     def _reference(self, terms: Terms) -> int:
         """Return the last price, the best opposite one before the first trade, or 0."""
         i = self._history.instruments.id_of(terms.symbol)
@@ -154,9 +162,12 @@ class Risk:
     def _needs(self, account: str, terms: Terms, qty: int, walk: Walk) -> tuple[str, int]:
         """Return which asset an order spends, and how much of it, fee included, if it goes as it may."""
         ledger, asset = self._ledger, self._ledger.spends(terms.symbol, terms.side)
-        taken = sum(lots for _, lots in walk)
+        taken = spent = 0
+        for price, lots in walk:
+            taken += lots
+            spent += price * lots
         rest = qty - taken if terms.rests or terms.trigger is not None else 0
         if terms.side != BUY:
             return asset, ledger.base_units(terms.symbol, taken + rest)
-        cost = ledger.quote_units(terms.symbol, sum(price * lots for price, lots in walk) + rest * (terms.price or 0))
+        cost = ledger.quote_units(terms.symbol, spent + rest * (terms.price or 0))
         return asset, cost + cost * self._fees[account].worst_ppm // 1_000_000

@@ -19,7 +19,6 @@ from feeds.instruments import MAX_UNITS, Instrument
 from feeds.records import BUY, SELL
 from ticker.codec import fixed
 from ticker.errors import Code, RequestError
-from ticker.listings import Listings
 from ticker.orders.exchange import Change, Wanted
 from ticker.orders.order import STOPS, Terms
 from ticker.orders.params import AmendParams, OrderParams
@@ -39,19 +38,18 @@ _MICROSECOND: Final = datetime.resolution
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def wanted_of(params: OrderParams, symbol: str, listings: Listings, now_ns: int) -> Wanted:
+def wanted_of(params: OrderParams, symbol: str, instrument: Instrument, now_ns: int) -> Wanted:
     """Return the order that a request asks for.
 
     Args:
         params: The request's.
-        symbol: One of the market's names.
-        listings: The market's names.
+        symbol: The name that it is for.
+        instrument: What has that name.
         now_ns: Market time, int ns UTC, for an expiry that is relative.
 
     Raises:
         RequestError: It asks for something that there is not; the field is named.
     """
-    instrument = listings.instruments[listings.instrument_of[listings.id_of(symbol)]]
     _refuse_unsupported(params)
     limit = _limit(params, instrument)
     qty = lots(params.order_qty, instrument, "order_qty")
@@ -122,14 +120,15 @@ def _units(value: Decimal, precision: int, increment: int, names: tuple[str, str
     if not value.is_finite() or value <= 0 or value.adjusted() + precision > MAX_DIGITS:
         why = "must be above 0 and below the largest value"
     else:
-        units = value.scaleb(precision)
-        if units > MAX_UNITS:
+        exact = value.scaleb(precision)
+        units = int(exact)
+        if exact > MAX_UNITS:
             why = "must be above 0 and below the largest value"
-        elif units != units.to_integral_value() or int(units) % increment:
+        elif units != exact or units % increment:
             why = f"must be a multiple of {fixed(increment, precision)}"
     if why:
         raise RequestError(f"EOrder:Invalid {what}: {why}", Code.INVALID_ORDER, field=field)
-    return int(units)
+    return units
 
 
 def _refuse_unsupported(params: OrderParams) -> None:
