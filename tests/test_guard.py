@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 
 from tests.serving import BINARY, CLOSE, CONTINUATION, PING, TEXT, client_frame
 from ticker.errors import ProtocolViolation
-from ticker.guard import FrameGuard, GuardOptions, TokenBucket
+from ticker.guard import FrameGuard, GuardOptions, TokenBucket, whole_text
 
 reproducible = settings(deadline=None, derandomize=True, database=None)
 
 #: Nothing but the size and the fragments of a message is limited.
 PATIENT = GuardOptions(bytes_per_s=1e12, frames_per_s=1e12)
+#: Nothing is.
+PATIENT_ALL = GuardOptions(bytes_per_s=1e12, frames_per_s=1e12, max_message_bytes=10**9, max_fragments=10**6)
 
 
 def verdict(options: GuardOptions, chunks: list[bytes], now: float = 0.0) -> int | None:
@@ -199,3 +201,48 @@ def test_bucket_says_exactly_when_to_come_back(spent: int, amount: int) -> None:
     assert (wait == 0.0) == (spent + amount <= 5)
     if wait:
         assert bucket.take(amount, wait) == 0.0
+
+
+sizes = st.sampled_from([0, 1, 3, 4, 123, 124, 125, 126, 127, 128, 65535])
+
+
+@reproducible
+@given(text=st.text() | sizes.map("é".__mul__) | sizes.map("x".__mul__))
+def test_a_text_frame_that_came_in_one_piece_is_its_message(text: str) -> None:
+    payload = text.encode()
+    assert whole_text(client_frame(TEXT, payload)) == (text if len(payload) < 65536 else None)
+
+
+@reproducible
+@given(frame=frames, more=st.sampled_from([b"", b"\x81", client_frame(TEXT, b"{}")]), end=st.integers(0, 20))
+def test_nothing_else_is_a_message_that_came_in_one_piece(frame: bytes, more: bytes, end: int) -> None:
+    data = (frame + more)[: len(frame) + len(more) - end]
+    whole = [client_frame(TEXT, bytes(size)) for size in (0, 1, 2, 124, 125, 126, 127, 200, 65535)]
+    assert (whole_text(data) is not None) == (data in whole or data == client_frame(TEXT, b"{}"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(client_frame(TEXT, b"\xff"), id="not UTF-8"),
+        pytest.param(client_frame(TEXT, b"{}", rsv=4), id="a reserved bit"),
+        pytest.param(b"\x81\xfe\x00\x7d" + bytes(4 + 125), id="a length of two bytes for what fits in one"),
+        pytest.param(b"\x81\xff" + (125).to_bytes(8) + bytes(4 + 125), id="a length of eight"),
+        pytest.param(b"\x81\xfe\x00\x7e", id="a header without its key"),
+    ],
+)
+def test_what_breaks_the_protocol_is_left_to_who_says_so(data: bytes) -> None:
+    assert whole_text(data) is None
+
+
+@reproducible
+@given(chunks=st.lists(st.tuples(frames, st.lists(st.integers(0, 300), max_size=3)), max_size=6))
+def test_a_guard_knows_when_it_is_between_messages(chunks: list[tuple[bytes, list[int]]]) -> None:
+    guard, seen, open_message = FrameGuard(PATIENT_ALL, 0.0), 0, False
+    for frame, cuts in chunks:
+        for part in cut(frame, cuts):
+            guard.feed(part, 0.0)
+        if not frame[0] & 0x08:
+            open_message = not frame[0] & 0x80
+            seen += not open_message
+        assert (guard.between, guard.messages) == (not open_message, seen)

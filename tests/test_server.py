@@ -12,6 +12,7 @@ import trio.testing
 from tests.serving import (
     BINARY,
     CLOSE,
+    CONTINUATION,
     PING,
     PONG,
     TEXT,
@@ -126,6 +127,31 @@ def stream_over(transport: Transport, outbox: Outbox) -> GuardedStream:
     return GuardedStream(transport, outbox, FrameGuard(GuardOptions(), trio.current_time()), parse_head(request_head()))
 
 
+async def test_a_message_waits_for_the_one_that_trio_websocket_still_has() -> None:
+    heard: list[str] = []
+
+    class Listener:
+        ending = False
+        receive = staticmethod(heard.append)
+
+    near, far = socket.socketpair()
+    with near, far:
+        transport = Transport(near)
+        stream = stream_over(transport, Outbox(transport))
+        stream.opened.set()
+        stream.session = Listener()  # type: ignore[assignment]
+        await stream.receive_some()  # the head
+        parts = client_frame(TEXT, b"a", fin=False), client_frame(CONTINUATION, b"b"), client_frame(TEXT, b"c")
+        for part in parts:
+            far.sendall(part)
+            assert await stream.receive_some() == part
+        stream.delivered += 2
+        far.sendall(client_frame(TEXT, b"d"))
+        far.shutdown(socket.SHUT_WR)
+        assert await stream.receive_some() == b""
+        assert heard == ["d"]
+
+
 async def test_a_cancelled_send_leaves_whole_frames_on_the_wire() -> None:
     """A cancelled ``send_message`` of trio-websocket leaves half a frame, and the next one lands inside it."""
     chance = random.Random(1)
@@ -191,6 +217,26 @@ async def test_requests_before_the_close_frame_are_answered(autojump_clock: trio
         await peer.send(frame_of('{"method":"ping"}') + bytes.fromhex("888237fa213d3412"))
         assert [f.opcode for f in await peer.rest()] == [TEXT, CLOSE]
         peer.leave()
+
+
+async def test_messages_are_answered_in_order_however_their_bytes_come(autojump_clock: trio.abc.Clock) -> None:
+    def ping(number: int) -> bytes:
+        return b'{"method":"ping","req_id":%d}' % number
+
+    numbers = itertools.count(1)
+    async with open_house() as house:
+        peer = await house.visit()
+        for _ in range(50):
+            split = ping(next(numbers))
+            await peer.send(client_frame(TEXT, split[:9], fin=False) + client_frame(PING))
+            await peer.send(client_frame(CONTINUATION, split[9:]))
+            await peer.send(client_frame(TEXT, ping(next(numbers))))
+            pair = client_frame(TEXT, ping(next(numbers))) + client_frame(TEXT, ping(next(numbers)))
+            await peer.send(pair[:-5])
+            await peer.send(pair[-5:])
+            await peer.send(client_frame(TEXT, ping(next(numbers))))
+        for number in range(1, next(numbers)):
+            assert (await peer.reply())["req_id"] == number
 
 
 async def test_a_peer_that_just_goes_frees_everything_at_once(autojump_clock: trio.abc.Clock) -> None:

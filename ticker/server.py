@@ -18,7 +18,7 @@ import trio_websocket
 from ticker.codec import PING, close_frame, frame
 from ticker.deflate import Inflater, negotiate
 from ticker.errors import ProtocolViolation
-from ticker.guard import FrameGuard, GuardOptions
+from ticker.guard import FrameGuard, GuardOptions, whole_text
 from ticker.head import BadHead, Head, TrustOptions, check_trust, check_upgrade, read_head
 from ticker.market import Market
 from ticker.outbox import Outbox
@@ -90,7 +90,14 @@ class ServerStatistics(msgspec.Struct, frozen=True, kw_only=True):
 class GuardedStream(trio.abc.Stream):
     """What trio-websocket reads and writes: the guarded peer on one side, the outbox on the other.
 
-    It first gives back the head that was read already. Nothing more is read before our own 101 went out.
+    It first gives back the head that was read already. Nothing more is read before our own 101 went out. A message
+    that came as a whole goes straight to the session once there is one, unless an earlier one is still with
+    trio-websocket, which reads everything else.
+
+    Attributes:
+        session: Who takes messages; None: nobody now.
+        delivered: Messages that a session was given.
+        defect: What a session has raised when it was given one.
     """
 
     def __init__(
@@ -106,6 +113,9 @@ class GuardedStream(trio.abc.Stream):
         self.connection: trio_websocket.WebSocketConnection | None = None
         self.violation: ProtocolViolation | None = None
         self.received_at = trio.current_time()
+        self.session: Session | None = None
+        self.delivered = 0
+        self.defect: Exception | None = None
 
     @property
     def broken(self) -> ProtocolViolation | None:
@@ -133,7 +143,10 @@ class GuardedStream(trio.abc.Stream):
                 data, self._rest = self._rest, b""
                 if not data:
                     data = await self._transport.receive_some(max_bytes)
+                in_order = self._guard.between and self._guard.messages == self.delivered
                 plain = self._admitted(data)
+                if in_order and self._took(data):
+                    continue
                 if plain or not data:  # else it is a part of a compressed frame, and nothing would mean the end
                     return plain
         except ProtocolViolation as violation:
@@ -141,6 +154,22 @@ class GuardedStream(trio.abc.Stream):
             self._outbox.push(close_frame(violation.close_code, violation.reason))
             self._outbox.seal()
             return b""
+
+    def _took(self, data: bytes) -> bool:
+        """Give the session a message that came as a whole, if that is what it is."""
+        session = self.session
+        if session is None or session.ending or self._outbox.sealed or self._inflater is not None:
+            return False
+        message = whole_text(data)
+        if message is None:
+            return False
+        self.delivered += 1
+        try:
+            session.receive(message)
+        except Exception as defect:  # trio-websocket, in whose task this is, would lose it: _converse raises it
+            self.session, self.defect = None, defect
+            session.on_end()
+        return True
 
     def _admitted(self, data: bytes) -> bytes:
         """Return bytes from the peer as trio-websocket may see them."""
@@ -309,8 +338,11 @@ class Server:
                 with trio.CancelScope() as reading:
                     session.on_end = outbox.on_failure = reading.cancel
                     if not outbox.failed:
-                        await self._read(connection, session)
+                        await self._read(connection, stream, session)
+                if stream.defect is not None:
+                    raise stream.defect
             finally:
+                stream.session = None
                 del self.sessions[session.id], self._outboxes[session.id]
                 session.forget(clean=self._draining or (not session.ending and stream.said_goodbye))
             self._ended[self._reason(stream, outbox, session)] += 1
@@ -320,13 +352,15 @@ class Server:
                 await self._drain(connection)
             nursery.cancel_scope.cancel()
 
-    async def _read(self, connection: Any, session: Session) -> None:  # noqa: ANN401 - trio-websocket is untyped here
+    async def _read(self, connection: Any, stream: GuardedStream, session: Session) -> None:  # noqa: ANN401 - trio-websocket is untyped here
         session.begin()
+        stream.session = session
         while True:
             try:
                 message = await connection.get_message()
             except trio_websocket.ConnectionClosed:
                 return
+            stream.delivered += 1
             session.receive(message)
 
     async def _drain(self, connection: Any) -> None:  # noqa: ANN401
