@@ -20,7 +20,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 import trio
@@ -29,13 +29,14 @@ from msgspec import UNSET, UnsetType
 from feeds.records import Batch, Marker
 from feeds.venue import Venue
 from ticker.errors import Code, ConfigError, JournalError, RequestError
-from ticker.guard import TokenBucket
 from ticker.history import History
 from ticker.listings import Listings
 from ticker.orders import events
-from ticker.orders.accounts import Accounts, Grant, Scope
+from ticker.orders.accounts import Accounts, Scope
+from ticker.orders.callers import Callers
 from ticker.orders.client import Client
 from ticker.orders.exchange import Exchange, listed_of
+from ticker.orders.group import Done, Group
 from ticker.orders.journal import Journal
 from ticker.orders.ledger import Ledger
 from ticker.orders.methods import Answer, Methods, Work
@@ -83,37 +84,8 @@ class GatewayStatistics(msgspec.Struct, frozen=True):
     open_orders: int
 
 
-class _Done(NamedTuple):
-    """What is told once a group is on disk: replies to a client, then letters to readers."""
-
-    client: Client | None
-    request: Request
-    time_in: str
-    answers: list[Answer]
-    letters: list[Letter]
-
-
-class _Group:
-    """What has happened and is not on disk yet.
-
-    Attributes:
-        events: For the journal, encoded.
-        done: What is told then, in order.
-    """
-
-    def __init__(self) -> None:
-        self.events: list[bytes] = []
-        self.done: list[_Done] = []
-
-
-_NOBODY: Final = Request("")
-
-
 class Gateway:
     """The way from sessions to the exchange and back.
-
-    Attributes:
-        busy: Whether requests are being done, written or answered.
 
     Args:
         history: The market's last state.
@@ -126,6 +98,7 @@ class Gateway:
 
     Attributes:
         accounts: Who may trade.
+        busy: Whether requests are being done, written or answered.
     """
 
     def __init__(
@@ -149,13 +122,12 @@ class Gateway:
         self._readers = Readers(history)
         self._methods = Methods(listings, self)
         self._switches = Switches()
+        self._callers = Callers(accounts, self._switches.returned)
         self._queue: deque[Callable[[Exchange], None]] = deque()
         self._underway: list[tuple[float, int, Callable[[Exchange], None]]] = []
         self._numbers = itertools.count()
         self._work = trio.Event()
-        self._group = _Group()
-        self._grants: dict[Client, Grant] = {}
-        self._buckets: dict[str, TokenBucket] = {}
+        self._group = Group()
         self._connections: dict[Client, tuple[float, set[int]]] = {}
         self._arrivals: dict[Client, float] = {}
         self._unsaved = 0
@@ -259,11 +231,11 @@ class Gateway:
             logger.error("orders are not available: %s", error)
             await self._find_out(group, expected)
 
-    def _take(self) -> _Group:
-        group, self._group = self._group, _Group()
+    def _take(self) -> Group:
+        group, self._group = self._group, Group()
         return group
 
-    async def _write(self, group: _Group) -> None:
+    async def _write(self, group: Group) -> None:
         """Write a group to the journal, and tell what it did.
 
         Raises:
@@ -284,7 +256,7 @@ class Gateway:
         self._group.events += [events.encode(event) for event in happened]
         return self._readers.tell(reports) if reports else []
 
-    def _deliver(self, group: _Group) -> None:
+    def _deliver(self, group: Group) -> None:
         for client, request, time_in, answers, letters in group.done:
             if client is not None:
                 for answer in answers:
@@ -297,7 +269,7 @@ class Gateway:
 
     # When the disk fails
 
-    async def _find_out(self, group: _Group, expected: int) -> None:
+    async def _find_out(self, group: Group, expected: int) -> None:
         """Find out whether a group is on disk, tell those who wait, and go on from what is there once that can be.
 
         Args:
@@ -313,25 +285,25 @@ class Gateway:
                     self._deliver(group)
                 else:
                     self._fail(group, refusal)
-                group = _Group()
+                group = Group()
                 exchange = self._restored()
                 await self._journal.snapshot(exchange.ledger.snapshot())  # it also shows that there is room again
                 self._resume(exchange)
             except JournalError as error:
                 self._fail(group, RequestError("EService:Unknown outcome", Code.STATUS_UNKNOWN, retry_after_ms=1000))
-                group = _Group()
+                group = Group()
                 logger.error("orders are still not available: %s", error)
                 await trio.sleep(RETRY_S)
 
     def _resume(self, exchange: Exchange) -> None:
         exchange.drain()  # accounts that were not in the journal; they are in its snapshot
         exchange.new_epoch()
-        self._exchange, self._group, self._unsaved = exchange, _Group(), 0
+        self._exchange, self._group, self._unsaved = exchange, Group(), 0
         for reader, message in self._readers.refresh():
             reader.send(message)
         logger.warning("orders are available again")
 
-    def _fail(self, group: _Group, error: RequestError) -> None:
+    def _fail(self, group: Group, error: RequestError) -> None:
         for client, request, time_in, answers, _ in group.done:
             if client is not None and answers:
                 client.refuse(request, time_in, error)
@@ -378,7 +350,7 @@ class Gateway:
                 answers = work(exchange)
             except RequestError as error:
                 answers = [Answer(error=error)]
-            self._group.done.append(_Done(client, request, time_in, answers, self._collect()))
+            self._group.done.append(Done(client, request, time_in, answers, self._collect()))
 
         self._schedule(client, command)
 
@@ -420,7 +392,7 @@ class Gateway:
         """Have what happened without a request written and told."""
         letters = self._collect()
         if letters or self._group.events:
-            self._group.done.append(_Done(None, _NOBODY, "", [], letters))
+            self._group.tell(letters)
             self._work.set()
 
     async def _revalue(self) -> None:
@@ -428,42 +400,14 @@ class Gateway:
             await trio.sleep(REVALUE_S)
             letters = self._readers.revalue() if self._exchange is not None else []
             if letters:
-                self._group.done.append(_Done(None, _NOBODY, "", [], letters))
+                self._group.tell(letters)
                 self._work.set()
 
     # Who the caller is
 
     def account(self, caller: Client, token: str | UnsetType, scope: Scope) -> str:
-        """Return the account of a session: that of the last token it has shown, in its header or in a request.
-
-        Raises:
-            RequestError: A token gives nothing, gives another account, or not what is asked for.
-        """
-        bound = self._grants.get(caller)
-        if token is UNSET and bound is not None:
-            grant = bound
-        else:
-            grant = self.accounts.grant(caller.bearer if token is UNSET else token)
-            if bound is not None and bound.account != grant.account:
-                raise RequestError("EAPI:Invalid key: another account's", Code.INVALID_TOKEN, field="token")
-            self._grants[caller] = grant
-            if bound is None:
-                self._switches.returned(grant.account)
-        grant.check(scope)
-        if scope == "trade":
-            self._check_rate(grant.account)
-        return grant.account
-
-    def _check_rate(self, account: str) -> None:
-        rate = self.accounts.options[account].limits.orders_per_s
-        if not rate:
-            return
-        now = trio.current_time()
-        bucket = self._buckets.setdefault(account, TokenBucket(rate, 10 * rate, now))
-        wait = bucket.take(1, now)
-        if wait:
-            retry = max(1, round(1000 * wait))
-            raise RequestError("EOrder:Rate limit exceeded", Code.RATE_LIMITED, retry_after_ms=retry)
+        """See :meth:`ticker.orders.callers.Callers.account`."""
+        return self._callers.account(caller, token, scope)
 
     # Switches
 
@@ -505,9 +449,9 @@ class Gateway:
             ext: dict[str, Any] = {"epoch": self._readers.epoch, "sequence": exchange.ledger.accounts[account].reports}
             if resume is not None:
                 ext["recovered"] = recovered
-            answer = Answer(_acknowledged(params), ext=ext)
+            answer = Answer(params.accepted, ext=ext)
             letters = [Letter(client, message) for message in messages]
-            self._group.done.append(_Done(client, request, time_in, [answer], letters))
+            self._group.done.append(Done(client, request, time_in, [answer], letters))
             return []
 
         self._enqueue(client, request, time_in, work)
@@ -529,9 +473,9 @@ class Gateway:
     def remove(self, client: Client, *, clean: bool) -> None:
         """Forget a client whose connection has ended; ``clean`` if it said goodbye."""
         self._readers.forget(client)
-        grant = self._grants.pop(client, None)
-        if grant is not None:  # what it has sent before may still be on its way
-            self._schedule(client, lambda exchange: self._lost(client, grant.account, clean=clean))
+        account = self._callers.forget(client)
+        if account is not None:  # what it has sent before may still be on its way
+            self._schedule(client, lambda exchange: self._lost(client, account, clean=clean))
         self._arrivals.pop(client, None)
 
     def _lost(self, client: Client, account: str, *, clean: bool) -> None:
@@ -556,15 +500,3 @@ class Gateway:
             open_orders=sum(len(account.open_orders) for account in accounts),
             **self._counts,
         )
-
-
-def _acknowledged(params: PrivateParams) -> dict[str, Any]:
-    """Return the parameters that a client may send back to subscribe again; a token is not repeated."""
-    result: dict[str, Any] = {"channel": params.channel}
-    if params.channel == "executions":
-        return result | {
-            "snap_trades": params.snap_trades,
-            "snap_orders": params.snap_orders,
-            "order_status": params.order_status,
-        }
-    return result | {"snapshot": params.snapshot}

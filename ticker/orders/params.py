@@ -161,3 +161,15 @@ class PrivateParams(Authorized, frozen=True, kw_only=True):
     snap_orders: bool = True
     order_status: bool = True
     resume: Resume | UnsetType = UNSET
+
+    @property
+    def accepted(self) -> dict[str, Any]:
+        """The parameters that a client may send back to subscribe again; a token is not repeated."""
+        result: dict[str, Any] = {"channel": self.channel}
+        if self.channel == "executions":
+            return result | {
+                "snap_trades": self.snap_trades,
+                "snap_orders": self.snap_orders,
+                "order_status": self.order_status,
+            }
+        return result | {"snapshot": self.snapshot}
