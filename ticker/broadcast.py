@@ -112,12 +112,7 @@ class Broadcaster:
         """Take in a batch: history first, then every topic marks what it has to tell."""
         self._counts["batches"] += 1
         self._counts["events"] += len(batch)
-        pieces = batch.by_event() if self._every_ticker_event() else (batch,)
-        on_book = self._book_changed if any(key.channel == "book" for key in self._channels) else None
-        for piece in pieces:
-            self._history.apply(piece, on_book)
-            for channel in self._channels.values():
-                channel.topic.applied(piece)
+        self._take_in(batch)
         now = self.published_at = trio.current_time()
         for channel in self._channels.values():
             if channel.topic.dirty:
@@ -125,6 +120,20 @@ class Broadcaster:
         self._end_lingering(now)
         self._published.set()
         self._published = trio.Event()
+
+    def _take_in(self, batch: Batch) -> None:
+        on_book = self._book_changed if any(key.channel == "book" for key in self._channels) else None
+        every = {key.channel for key in self._channels if key.mode != "merge"} & {"ticker", "ohlc"}
+        topics = [channel.topic for channel in self._channels.values()]
+        if every == {"ticker"} and len(batch.trades) + len(batch.quotes) > 1 and self._history.can_apply_each(batch):
+            tickers = self._history.apply_each(batch, on_book)
+            for topic in topics:
+                topic.applied_each(batch, tickers)
+            return
+        for piece in batch.by_event() if every else (batch,):  # candles, and touches of books, one event at a time
+            self._history.apply(piece, on_book)
+            for topic in topics:
+                topic.applied(piece)
 
     async def wait_swept(self) -> None:
         """Wait for the end of a sweep under way, but not for long; no checkpoint if there is none."""
@@ -163,9 +172,6 @@ class Broadcaster:
         if outbox.sealed:
             return False
         return channel.topic.dirty or channel.flush is not None or subscription.group is None or outbox.behind
-
-    def _every_ticker_event(self) -> bool:
-        return any(key.channel in ("ticker", "ohlc") and key.mode != "merge" for key in self._channels)
 
     def _book_changed(self, event: BookEvent) -> None:
         for channel in self._channels.values():

@@ -8,19 +8,21 @@ or formats.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from feeds.analytics import Candles, DayStatistics
+from feeds.analytics import Candles, DayRows, DayStatistics
 from feeds.book import BookEvent, Books
 from feeds.instruments import MAX_UNITS, Instruments
 from feeds.records import I32, I64, LAST, MISSING, Batch, Levels, Marker, Quotes, Trades
+from feeds.sums import accumulated
 from ticker.codec import rfc3339_column
 from ticker.prints import ROW_BYTES, Print, Prints
+from ticker.timeline import event_times, timeline
 
 F64 = npt.NDArray[np.float64]
 
@@ -64,6 +66,10 @@ class TickerColumns(msgspec.Struct, frozen=True):
     values: tuple[npt.NDArray[Any], ...]
     ts: I64
 
+    def pick(self, rows: npt.NDArray[Any]) -> TickerColumns:
+        """Return the rows picked by an index array."""
+        return TickerColumns(tuple(column[rows] for column in self.values), self.ts[rows])
+
     def rows(self, price_scale: F64, qty_scale: F64) -> list[TickerRow]:
         """Return a row for each instrument.
 
@@ -83,6 +89,22 @@ class TickerColumns(msgspec.Struct, frozen=True):
             exact[k] = tuple(column[k].item() for column in self.values)
         printable = zip(*[column.tolist() for column in scaled], rfc3339_column(self.ts), strict=True)
         return list(zip(printable, exact, strict=True))
+
+
+class TickerEvents(msgspec.Struct, frozen=True):
+    """The ticker after every single trade and quote of a batch: ordered by instrument, of each in the tape's order.
+
+    Attributes:
+        instrument: int32 dense id, shape ``(m,)``.
+        seq: int64 place on the tape, shape ``(m,)``.
+        is_quote: bool, shape ``(m,)``; the others are trades.
+        tickers: Shape ``(m,)`` each.
+    """
+
+    instrument: I32
+    seq: I64
+    is_quote: npt.NDArray[np.bool_]
+    tickers: TickerColumns
 
 
 class History:
@@ -162,6 +184,43 @@ class History:
             on_book: Called after every book event, while the book shows exactly the state after it; without it the
                 books may go to the end of the batch in one step.
         """
+        if len(batch.trades):
+            self.day.apply(batch.trades)
+        self._take_in(batch, on_book)
+
+    def can_apply_each(self, batch: Batch) -> bool:
+        """Whether :meth:`apply_each` takes a batch.
+
+        It does not where the touch of a book stands in for quotes, nor trades from before the last half hour began.
+        """
+        return bool(self._quoted[batch.levels.instrument].all()) and self.day.all_running(batch.trades, batch.ts)
+
+    def apply_each(self, batch: Batch, on_book: Callable[[BookEvent], None] | None = None) -> TickerEvents:
+        """Take in a batch, and return the tickers after every single trade and quote, as of the batch.
+
+        Args:
+            batch: What happened: at least one trade or quote.
+            on_book: As of :meth:`apply`.
+        """
+        line = timeline(batch.trades, batch.quotes)
+        day = self.day.rows(line.instrument, batch.ts)
+        if len(line.trades):
+            after = self.day.apply_each(line.trades, batch.ts)
+            day = DayRows(*[line.since_trade(*columns) for columns in zip(_columns(after), _columns(day), strict=True)])
+        touch = [
+            line.since_quote(column, state[line.instrument])
+            for column, state in zip(
+                (line.quotes.bid_px, line.quotes.bid_qty, line.quotes.ask_px, line.quotes.ask_qty),
+                (self.bid_px, self.bid_qty, self.ask_px, self.ask_qty),
+                strict=True,
+            )
+        ]
+        ts = accumulated(np.maximum, line.times, line.bounds, self._row_ts[line.instrument[line.bounds[:-1]]])
+        self._take_in(batch, on_book)
+        return TickerEvents(line.instrument, line.seq, line.is_quote, _ticker_columns(touch, day, ts))
+
+    def _take_in(self, batch: Batch, on_book: Callable[[BookEvent], None] | None) -> None:
+        """Take in a batch, but for the day's statistics."""
         self.ts = batch.ts
         self.gap = False
         if len(batch.trades):
@@ -172,7 +231,6 @@ class History:
             self._apply_levels(batch.levels, on_book)
 
     def _apply_trades(self, trades: Trades) -> None:
-        self.day.apply(trades)
         self.candles.apply(trades)
         times = event_times(trades)
         self._prints.add(trades, times, self.trade_position)
@@ -187,7 +245,7 @@ class History:
         ids = quotes.instrument[rows]
         self.bid_px[ids], self.bid_qty[ids] = quotes.bid_px[rows], quotes.bid_qty[rows]
         self.ask_px[ids], self.ask_qty[ids] = quotes.ask_px[rows], quotes.ask_qty[rows]
-        self._row_ts[ids] = np.maximum(self._row_ts[ids], event_times(quotes)[rows])
+        np.maximum.at(self._row_ts, quotes.instrument, event_times(quotes))
         self._quoted[ids] = True
         self.quote_position += np.bincount(quotes.instrument, minlength=len(self.instruments))
 
@@ -220,15 +278,8 @@ class History:
 
     def ticker_columns(self, ids: I32) -> TickerColumns:
         """Return the ticker of each instrument of ``ids`` (int32), in their order."""
-        day = self.day.rows(ids, self.ts)
-        change = np.where(day.last_px == MISSING, MISSING, day.last_px - day.open)
-        # + 0.0: a fall too small to print is 0.00, not -0.00
-        change_pct = np.round(100.0 * change / np.where(day.open == 0, 1, day.open), 2) + 0.0
-        values = (
-            self.bid_px[ids], self.bid_qty[ids], self.ask_px[ids], self.ask_qty[ids], day.last_px, day.volume,
-            day.vwap, day.low, day.high, change, change_pct,
-        )  # fmt: skip
-        return TickerColumns(values, self._row_ts[ids])
+        touch = [column[ids] for column in (self.bid_px, self.bid_qty, self.ask_px, self.ask_qty)]
+        return _ticker_columns(touch, self.day.rows(ids, self.ts), self._row_ts[ids])
 
     def ticker_rows(self, ids: I32) -> list[TickerRow]:
         """Return the same as rows to print."""
@@ -257,9 +308,16 @@ class History:
         return max(0, int(self.trade_position[instrument]) - self._prints.rows)
 
 
-def event_times(table: Trades | Quotes) -> I64:
-    """Return when each row happened: the venue's time where it gave one, else the time of receipt; int64 ns."""
-    return np.where(table.ts_event == MISSING, table.ts_recv, table.ts_event)
+def _ticker_columns(touch: Sequence[I64], day: DayRows, ts: I64) -> TickerColumns:
+    """Return tickers of bid_px, bid_qty, ask_px, ask_qty, the day's statistics and times; shape ``(m,)`` each."""
+    change = np.where(day.last_px == MISSING, MISSING, day.last_px - day.open)
+    # + 0.0: a fall too small to print is 0.00, not -0.00
+    change_pct = np.round(100.0 * change / np.where(day.open == 0, 1, day.open), 2) + 0.0
+    return TickerColumns((*touch, day.last_px, day.volume, day.vwap, day.low, day.high, change, change_pct), ts)
+
+
+def _columns(day: DayRows) -> tuple[npt.NDArray[Any], ...]:
+    return msgspec.structs.astuple(day)
 
 
 def _last_rows(ids: I32, count: int) -> I64:

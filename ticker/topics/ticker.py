@@ -9,7 +9,7 @@ import numpy as np
 
 from feeds.records import Batch
 from ticker import binary
-from ticker.history import History
+from ticker.history import History, TickerColumns, TickerEvents
 from ticker.listings import Listings
 from ticker.topics.topic import EMPTY, NOTHING, CatchUp, Flush, Mark, Marks, OnSlow, Piece, Topic, TopicKey, joined
 from ticker.topics.wording import Row, Rows
@@ -38,12 +38,16 @@ class TickerTopic(Topic):
 
     def _rows_now(self, listings: Sequence[int]) -> list[Row]:
         """Return the row of each listing as it is now."""
-        ids = self.instruments(listings)
+        return self._rows_of(listings, self._history.ticker_columns(self.instruments(listings)))
+
+    def _rows_of(self, listings: Sequence[int], columns: TickerColumns) -> list[Row]:
+        """Return tickers as rows, each of its listing."""
+        ids, instruments = self.instruments(listings), self._listings.instruments
+        scales = instruments.price_scale[ids], instruments.qty_scale[ids]
         if self.key.packed:
-            scales = self._listings.instruments.price_scale[ids], self._listings.instruments.qty_scale[ids]
-            return binary.ticker_bodies(self._history.ticker_columns(ids), *scales)
+            return binary.ticker_bodies(columns, *scales)
         codecs = self._listings.quoted_codecs if self.key.quoted else self._listings.codecs
-        each = zip(listings, self._history.ticker_rows(ids), strict=True)
+        each = zip(listings, columns.rows(*scales), strict=True)
         return [codecs[listing].ticker(row, exact) for listing, (row, exact) in each]
 
     def applied(self, batch: Batch) -> None:
@@ -59,6 +63,24 @@ class TickerTopic(Topic):
             listings = self._listings_of(ids)
             for listing, row in zip(listings, self._rows_now(listings), strict=True):
                 self._enter(listing, int(self._position[self._listings.instrument_of[listing]]), row)
+
+    def applied_each(self, batch: Batch, events: TickerEvents) -> None:
+        """See :meth:`Topic.applied_each`; what is entered is the same, event by event, as with a batch of each."""
+        if not self._every_event:
+            self.applied(batch)
+            return
+        rows = np.flatnonzero((events.is_quote == (self.key.variant == "bbo")) & self._mask[events.instrument])
+        ids = events.instrument[rows]
+        starts = np.flatnonzero(np.diff(ids, prepend=-1))
+        stretches = np.split(rows, starts[1:]) if len(rows) else []
+        for k in np.argsort(events.seq[rows[starts]]).tolist():  # listings are told in the order of their first events
+            i, mine = int(ids[starts[k]]), stretches[k]
+            self.dirty = True
+            self._seen[i] = last = int(self._position[i])
+            positions, columns = range(last + 1 - len(mine), last + 1), events.tickers.pick(mine)
+            for listing in self._wanted[i]:
+                told = self._rows_of([listing] * len(mine), columns)
+                self._rows.setdefault(listing, []).extend(zip(positions, told, strict=True))
 
     def _collect_state(self, flush: Flush) -> None:
         moved = np.flatnonzero((self._position > self._told) & self._mask)

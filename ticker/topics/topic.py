@@ -27,7 +27,7 @@ from feeds.book import BookEvent
 from feeds.records import I32, I64, Batch
 from ticker.binary import RecordCodec
 from ticker.codec import RowCodec
-from ticker.history import History
+from ticker.history import History, TickerEvents
 from ticker.listings import Listings
 from ticker.topics.ring import Ring
 from ticker.topics.wording import Row, Rows, wording
@@ -273,6 +273,10 @@ class Topic(ABC):
     @abstractmethod
     def applied(self, batch: Batch) -> None:
         """History has taken in ``batch``; set ``dirty`` if that concerns this topic."""
+
+    def applied_each(self, batch: Batch, events: TickerEvents) -> None:
+        """The same, with the tickers after every single event of the batch for those who tell them."""
+        self.applied(batch)
 
     def _enter(self, listing: int, position: int, row: Row) -> None:
         """Keep an event as a row until the next flush."""
