@@ -209,7 +209,14 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         if len(self.trades) + len(self.quotes) <= 1:
             yield self
             return
-        cuts = np.sort(np.concatenate((self.trades.seq, self.quotes.seq)))[1:]
+        yield from self._cut(np.sort(np.concatenate((self.trades.seq, self.quotes.seq)))[1:])
+
+    def split(self, seq: int) -> tuple[Batch, Batch]:
+        """Return the rows before a place on the tape, and those from there on."""
+        before, after = self._cut(np.array([seq]))
+        return before, after
+
+    def _cut(self, cuts: I64) -> Iterator[Batch]:
         tables = (self.trades, self.quotes, self.levels)
         bounds = [(0, *np.searchsorted(table.seq, cuts).tolist(), len(table)) for table in tables]
         for piece in zip(*[pairwise(bound) for bound in bounds], strict=True):

@@ -122,18 +122,19 @@ class Broadcaster:
         self._published = trio.Event()
 
     def _take_in(self, batch: Batch) -> None:
+        every = {key.channel for key in self._channels if key.mode != "merge"}
+        one_by_one, rest = self._history.parted(batch) if "ticker" in every else (batch, None)
+        if "ohlc" in every:
+            one_by_one, rest = batch, None
         on_book = self._book_changed if any(key.channel == "book" for key in self._channels) else None
-        every = {key.channel for key in self._channels if key.mode != "merge"} & {"ticker", "ohlc"}
-        topics = [channel.topic for channel in self._channels.values()]
-        if every == {"ticker"} and len(batch.trades) + len(batch.quotes) > 1 and self._history.can_apply_each(batch):
-            tickers = self._history.apply_each(batch, on_book)
-            for topic in topics:
-                topic.applied_each(batch, tickers)
-            return
-        for piece in batch.by_event() if every else (batch,):  # candles, and touches of books, one event at a time
+        for piece in one_by_one.by_event() if every & {"ticker", "ohlc"} else (batch,):
             self._history.apply(piece, on_book)
-            for topic in topics:
-                topic.applied(piece)
+            for channel in self._channels.values():
+                channel.topic.applied(piece)
+        if rest:
+            tickers = self._history.apply_each(rest, on_book)
+            for channel in self._channels.values():
+                channel.topic.applied_each(rest, tickers)
 
     async def wait_swept(self) -> None:
         """Wait for the end of a sweep under way, but not for long; no checkpoint if there is none."""

@@ -188,33 +188,43 @@ class History:
             self.day.apply(batch.trades)
         self._take_in(batch, on_book)
 
-    def can_apply_each(self, batch: Batch) -> bool:
-        """Whether :meth:`apply_each` takes a batch.
+    def parted(self, batch: Batch) -> tuple[Batch, Batch]:
+        """Return the part of a batch that :meth:`apply_each` does not take, and the rest, that it does.
 
-        It does not where the touch of a book stands in for quotes, nor trades from before the last half hour began.
+        It does not take books as long as their touch stands in for quotes, nor trades from before the last half hour
+        began. Either part may be empty.
         """
-        return bool(self._quoted[batch.levels.instrument].all()) and self.day.all_running(batch.trades, batch.ts)
+        levels, quotes = batch.levels, batch.quotes
+        if not len(batch.trades) + len(quotes) or not self.day.all_running(batch.trades, batch.ts):
+            return batch, Batch(ts=batch.ts)
+        first_quote = np.full(len(self.instruments), np.iinfo(np.int64).max)
+        np.minimum.at(first_quote, quotes.instrument, quotes.seq)
+        standing = levels.seq[~self._quoted[levels.instrument] & (levels.seq < first_quote[levels.instrument])]
+        if not len(standing):
+            return Batch(ts=batch.ts), batch
+        # Book rows belong to the event before them, those before any to the first.
+        events = np.sort(np.concatenate((batch.trades.seq, quotes.seq)))
+        after = events[np.searchsorted(events, max(standing[-1], events[0]), side="right") :]
+        return batch.split(int(after[0])) if len(after) else (batch, Batch(ts=batch.ts))
 
     def apply_each(self, batch: Batch, on_book: Callable[[BookEvent], None] | None = None) -> TickerEvents:
         """Take in a batch, and return the tickers after every single trade and quote, as of the batch.
 
+        They are those that :meth:`apply` and :meth:`ticker_columns` would give event by event.
+
         Args:
-            batch: What happened: at least one trade or quote.
+            batch: What happened: at least one trade or quote, and only what :meth:`parted` lets pass.
             on_book: As of :meth:`apply`.
         """
         line = timeline(batch.trades, batch.quotes)
         day = self.day.rows(line.instrument, batch.ts)
         if len(line.trades):
             after = self.day.apply_each(line.trades, batch.ts)
-            day = DayRows(*[line.since_trade(*columns) for columns in zip(_columns(after), _columns(day), strict=True)])
-        touch = [
-            line.since_quote(column, state[line.instrument])
-            for column, state in zip(
-                (line.quotes.bid_px, line.quotes.bid_qty, line.quotes.ask_px, line.quotes.ask_qty),
-                (self.bid_px, self.bid_qty, self.ask_px, self.ask_qty),
-                strict=True,
-            )
-        ]
+            columns = zip(msgspec.structs.astuple(after), msgspec.structs.astuple(day), strict=True)
+            day = DayRows(*[line.since_trade(*column) for column in columns])
+        quotes, state = line.quotes, (self.bid_px, self.bid_qty, self.ask_px, self.ask_qty)
+        quoted = zip((quotes.bid_px, quotes.bid_qty, quotes.ask_px, quotes.ask_qty), state, strict=True)
+        touch = [line.since_quote(column, before[line.instrument]) for column, before in quoted]
         ts = accumulated(np.maximum, line.times, line.bounds, self._row_ts[line.instrument[line.bounds[:-1]]])
         self._take_in(batch, on_book)
         return TickerEvents(line.instrument, line.seq, line.is_quote, _ticker_columns(touch, day, ts))
@@ -314,10 +324,6 @@ def _ticker_columns(touch: Sequence[I64], day: DayRows, ts: I64) -> TickerColumn
     # + 0.0: a fall too small to print is 0.00, not -0.00
     change_pct = np.round(100.0 * change / np.where(day.open == 0, 1, day.open), 2) + 0.0
     return TickerColumns((*touch, day.last_px, day.volume, day.vwap, day.low, day.high, change, change_pct), ts)
-
-
-def _columns(day: DayRows) -> tuple[npt.NDArray[Any], ...]:
-    return msgspec.structs.astuple(day)
 
 
 def _last_rows(ids: I32, count: int) -> I64:

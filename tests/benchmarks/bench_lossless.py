@@ -24,10 +24,12 @@ TARGETS: Final = {"json": 300_000, "struct": 1_500_000}
 EVERY: Final = {"symbol": ["*"], "mode": "batch", "on_slow": "disconnect", "interval_ms": 0}
 TRADES: Final = {"channel": "trade", **EVERY}
 BOOK: Final = {"channel": "book", "depth": 10, **EVERY}
+QUOTES: Final = {"channel": "ticker", "event_trigger": "bbo", **EVERY}
 #: What a client asks for, in words.
 WISHES: Final[dict[str, tuple[dict[str, Any], ...]]] = {
     "trades": (TRADES,),
     "trades and books of 10 levels": (TRADES, BOOK),
+    "every quote": (QUOTES,),
 }
 
 
