@@ -362,3 +362,23 @@ def test_binance_candles_and_day_equal_the_naive_ones(binance, length):
     rows = day.rows(np.array([0, 1], dtype=np.int32), now)
     for instrument in (0, 1):
         assert row(rows, instrument) == pytest.approx(naive_day(binance, instrument, now), rel=1e-12)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(0, 3))
+def test_statistics_after_each_trade_are_those_of_one_trade_at_a_time_to_the_last_digit(seed, count, batches):
+    random = np.random.default_rng(seed)
+    together, singly = DayStatistics(N), DayStatistics(N)
+    now = 100 * HALF_HOUR_NS
+    for _ in range(batches + 1):
+        now += int(random.choice([1, HALF_HOUR_NS, DAY_NS]))
+        columns = [random.integers(*bounds, count) for bounds in ((5_000_000, 7_000_000), (-(10**9), 10**10), (0, N))]
+        columns[1] = np.maximum(columns[1], 0)  # some of size 0
+        columns[2].sort()
+        batch = trades([Print(now, *row) for row in zip(*[column.tolist() for column in columns], strict=True)])
+        assert together.all_running(batch, now)
+        each = together.apply_each(batch, now)
+        for k in range(count):
+            singly.apply(batch.slice(k, k + 1))
+            expected = singly.rows(batch.instrument[k : k + 1], now)
+            for name in DayRows.__struct_fields__:
+                assert getattr(each, name)[k] == getattr(expected, name)[0], name

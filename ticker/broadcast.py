@@ -122,19 +122,21 @@ class Broadcaster:
         self._published = trio.Event()
 
     def _take_in(self, batch: Batch) -> None:
-        every = {key.channel for key in self._channels if key.mode != "merge"}
-        one_by_one, rest = self._history.parted(batch) if "ticker" in every else (batch, None)
-        if "ohlc" in every:
-            one_by_one, rest = batch, None
+        """Have history and topics take in a batch, event by event as far as somebody is told every one of them.
+
+        Tickers are made by column where they can be; candles, and touches of books for quotes, one event at a time.
+        """
+        every = {key.channel for key in self._channels if key.mode != "merge"} & {"ticker", "ohlc"}
+        one_by_one, by_column = self._history.parted(batch) if every == {"ticker"} else (batch, None)
         on_book = self._book_changed if any(key.channel == "book" for key in self._channels) else None
-        for piece in one_by_one.by_event() if every & {"ticker", "ohlc"} else (batch,):
+        for piece in one_by_one.by_event() if every else (batch,):
             self._history.apply(piece, on_book)
             for channel in self._channels.values():
                 channel.topic.applied(piece)
-        if rest:
-            tickers = self._history.apply_each(rest, on_book)
+        if by_column:
+            tickers = self._history.apply_each(by_column, on_book)
             for channel in self._channels.values():
-                channel.topic.applied_each(rest, tickers)
+                channel.topic.applied_each(by_column, tickers)
 
     async def wait_swept(self) -> None:
         """Wait for the end of a sweep under way, but not for long; no checkpoint if there is none."""

@@ -192,10 +192,10 @@ class History:
         """Return the part of a batch that :meth:`apply_each` does not take, and the rest, that it does.
 
         It does not take books as long as their touch stands in for quotes, nor trades from before the last half hour
-        began. Either part may be empty.
+        began; and a single event is not worth it. Either part may be empty.
         """
         levels, quotes = batch.levels, batch.quotes
-        if not len(batch.trades) + len(quotes) or not self.day.all_running(batch.trades, batch.ts):
+        if len(batch.trades) + len(quotes) <= 1 or not self.day.all_running(batch.trades, batch.ts):
             return batch, Batch(ts=batch.ts)
         first_quote = np.full(len(self.instruments), np.iinfo(np.int64).max)
         np.minimum.at(first_quote, quotes.instrument, quotes.seq)

@@ -51,7 +51,7 @@ class Timeline(msgspec.Struct, frozen=True):
             return before
         count = np.cumsum(changes)
         starts = self.bounds[:-1]
-        elsewhere = np.repeat((count - changes)[starts], np.diff(self.bounds))  # changes of instruments before it
+        elsewhere: I64 = np.repeat((count - changes)[starts], np.diff(self.bounds))  # changes of instruments before it
         return np.where(count > elsewhere, after[count - 1], before)
 
 
