@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterable
 import msgspec
 import trio
 
-from feeds.book import BookEvent
 from feeds.records import Batch, Marker
 from ticker.history import History
+from ticker.intake import take_in
 from ticker.listings import Listings
 from ticker.subscriber import (
     BroadcastStatistics,
@@ -112,7 +112,7 @@ class Broadcaster:
         """Take in a batch: history first, then every topic marks what it has to tell."""
         self._counts["batches"] += 1
         self._counts["events"] += len(batch)
-        self._take_in(batch)
+        take_in(batch, self._history, [channel.topic for channel in self._channels.values()])
         now = self.published_at = trio.current_time()
         for channel in self._channels.values():
             if channel.topic.dirty:
@@ -120,23 +120,6 @@ class Broadcaster:
         self._end_lingering(now)
         self._published.set()
         self._published = trio.Event()
-
-    def _take_in(self, batch: Batch) -> None:
-        """Have history and topics take in a batch, event by event as far as somebody is told every one of them.
-
-        Tickers are made by column where they can be; candles, and touches of books for quotes, one event at a time.
-        """
-        every = {key.channel for key in self._channels if key.mode != "merge"} & {"ticker", "ohlc"}
-        one_by_one, by_column = self._history.parted(batch) if every == {"ticker"} else (batch, None)
-        on_book = self._book_changed if any(key.channel == "book" for key in self._channels) else None
-        for piece in one_by_one.by_event() if every else (batch,):
-            self._history.apply(piece, on_book)
-            for channel in self._channels.values():
-                channel.topic.applied(piece)
-        if by_column:
-            tickers = self._history.apply_each(by_column, on_book)
-            for channel in self._channels.values():
-                channel.topic.applied_each(by_column, tickers)
 
     async def wait_swept(self) -> None:
         """Wait for the end of a sweep under way, but not for long; no checkpoint if there is none."""
@@ -175,10 +158,6 @@ class Broadcaster:
         if outbox.sealed:
             return False
         return channel.topic.dirty or channel.flush is not None or subscription.group is None or outbox.behind
-
-    def _book_changed(self, event: BookEvent) -> None:
-        for channel in self._channels.values():
-            channel.topic.book_changed(event)
 
     # Who is told
 
