@@ -198,8 +198,8 @@ class DayStatistics:
         self._notional[slot] += runs.notional
         self._count[slot] += runs.trades
 
-    def _slots(self, ids: I64, period: I64 | np.int64) -> I64:
-        return ids * self.BUCKETS + period % self.BUCKETS
+    def _slots(self, ids: I64 | I32, period: I64 | int) -> I64:
+        return ids.astype(np.int64) * self.BUCKETS + period % self.BUCKETS
 
     def _begin(self, slot: I64, runs: _Runs) -> None:
         """Give the slots of these runs to their periods."""
@@ -243,14 +243,14 @@ class DayStatistics:
         latest = accumulated(np.maximum, np.where(sized, np.arange(len(sized)), -1), bounds, np.full(len(ids), -1))
         last = np.where(latest < 0, self.last_px[trades.instrument], trades.price[latest])
         self.apply(trades)
-        slot = self._slots(ids.astype(np.int64), np.int64(period))
+        slot = self._slots(ids, period)
         running = self._period[slot] == period
         self._notional[slot[running]] = each.notional[bounds[1:] - 1][running]  # added up in the same order
         return self._window(trades.instrument, period, each, last)
 
     def _running(self, ids: I32, period: int) -> Sums:
         """Return the bucket of a period alone."""
-        slot = ids.astype(np.int64) * self.BUCKETS + period % self.BUCKETS
+        slot = self._slots(ids, period)
         running = self._period[slot] == period
         return Sums(
             open=self._open[slot],
@@ -266,7 +266,7 @@ class DayStatistics:
         if period != self._past_of:
             self._look_back(period)
         past = self._past.pick(ids)
-        volume = past.volume + running.volume
+        volume, notional = past.volume + running.volume, past.notional + running.notional
         quiet = volume == 0
         return DayRows(
             last_px=last,
@@ -274,9 +274,7 @@ class DayStatistics:
             low=np.where(quiet, last, np.minimum(past.low, running.low)),
             high=np.where(quiet, last, np.maximum(past.high, running.high)),
             volume=volume,
-            vwap=np.where(
-                quiet, np.where(last == MISSING, 0.0, last), (past.notional + running.notional) / np.maximum(volume, 1)
-            ),
+            vwap=np.where(quiet, np.where(last == MISSING, 0.0, last), notional / np.maximum(volume, 1)),
             count=past.count + running.count,
         )
 

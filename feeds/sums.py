@@ -16,17 +16,17 @@ from feeds.records import I64, MISSING
 
 F64 = npt.NDArray[np.float64]
 
-#: The lowest price of no trades at all; the highest is :data:`~feeds.records.MISSING`.
+#: The lowest price of no trades at all.
 HIGHEST: Final = int(np.iinfo(np.int64).max)
 
 
 class Sums(msgspec.Struct, frozen=True):
-    """Buckets of the window summed up, in one row per instrument.
+    """Trades summed up, in one row per instrument. Those of size 0 do not count.
 
     Attributes:
         open: int64 ticks; means nothing where ``count`` is 0.
-        low: int64 ticks; the greatest int64 where there was no trade.
-        high: int64 ticks; the least int64 where there was no trade.
+        low: int64 ticks; :data:`HIGHEST` where there was no trade.
+        high: int64 ticks; :data:`~feeds.records.MISSING`, the least int64, where there was no trade.
         volume: int64 lots.
         notional: float64, ticks times lots.
         count: int64 trades.
