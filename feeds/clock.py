@@ -25,6 +25,11 @@ def wall_ns() -> int:
     return time.time_ns()  # noqa: TID251 - this is where wall time comes from
 
 
+def since_s(ts_ns: int) -> float:
+    """Return how long ago the wall clock showed an instant (ns UTC), in seconds."""
+    return (wall_ns() - ts_ns) / NS
+
+
 class ReplayClock:
     """Maps monotonic seconds to tape nanoseconds at a speed.
 

@@ -77,6 +77,7 @@ class MarketFeed:
         if not speed > 0:
             raise OptionError(f"speed: {speed} is not allowed; allowed is any number above 0, and inf")
         start_ns = clock.wall_ns() if options.start_ns is None else options.start_ns
+        self._follows_wall = options.start_ns is None
         self.options = msgspec.structs.replace(options, start_ns=start_ns)
         self.speed = speed
         self._terrains = _terrains(options.symbols)
@@ -101,10 +102,12 @@ class MarketFeed:
         Called again, it begins again with new books, at the market time that has been reached. A cancel loses the
         window that was being sent.
         """
-        start_ns, again = self.venue.now_ns, self._clock is not None
+        start_ns, began, again = self.venue.now_ns, trio.current_time(), self._clock is not None
         if self._clock is not None:
-            start_ns = max(start_ns, self._clock.tape_at(trio.current_time()))
-        self._clock = clock.ReplayClock(start_ns, trio.current_time(), self.speed)
+            start_ns = max(start_ns, self._clock.tape_at(began))
+        elif self._follows_wall:  # whoever created it had other things to start meanwhile
+            began -= clock.since_s(start_ns)
+        self._clock = clock.ReplayClock(start_ns, began, self.speed)
         reason = "the market opens again" if again else "the market opens"
         await out.send(Marker(kind="epoch", ts=start_ns, reason=reason))
         if again:  # only now does every client know that its orders have ended

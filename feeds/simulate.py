@@ -118,6 +118,7 @@ class SimulatedFeed:
         if not speed > 0:
             raise OptionError(f"speed: {speed} is not allowed; allowed is any number above 0, and inf")
         self._start_ns = clock.wall_ns() if options.start_ns is None else options.start_ns
+        self._follows_wall = options.start_ns is None
         self.options = _completed(options, self._start_ns)
         self.speed = speed
         self._pairs = [models.pair(symbol) for symbol in options.symbols]
@@ -141,9 +142,11 @@ class SimulatedFeed:
         Called again, it begins again with the first window's random numbers, at the market time that has been
         reached. A cancel loses the window that was being sent; the next run does not depend on it.
         """
-        again = self._clock is not None
+        again, began = self._clock is not None, trio.current_time()
         start_ns = self._reached_ns()
-        self._clock = clock.ReplayClock(start_ns, trio.current_time(), self.speed)
+        if self._follows_wall and not again:  # whoever created it had other things to start meanwhile
+            began -= clock.since_s(start_ns)
+        self._clock = clock.ReplayClock(start_ns, began, self.speed)
         reason = "the simulation begins again" if again else "the simulation begins"
         await out.send(Marker(kind="epoch", ts=start_ns, reason=reason))
         market = _Market(self.options, self._pairs, start_ns)

@@ -16,6 +16,7 @@ from feeds.book import Books
 from feeds.errors import OptionError
 from feeds.feed import Feed, Supervisor
 from feeds.instruments import MAX_UNITS
+from feeds.market import MarketFeed, MarketOptions
 from feeds.records import (
     BUY,
     CLEAR,
@@ -404,6 +405,14 @@ def test_books_come_once_in_their_interval_and_not_all_at_once():
 # In time.
 
 
+def simulated_now():
+    return SimulatedFeed(SimulationOptions())
+
+
+def agents_now():
+    return MarketFeed(MarketOptions())
+
+
 async def received(feed, count, send, receive):
     """The first events of a run with the instants at which they came."""
     seen = []
@@ -424,6 +433,16 @@ async def test_each_window_comes_when_its_end_is_due(autojump_clock, speed):
     assert seen[0] == (3.0, Marker(kind="epoch", ts=START, reason="the simulation begins"))
     assert [at for at, _ in seen[1:]] == [3.0 + k * 0.01 / speed for k in range(31)]
     assert digest_of([batch for _, batch in seen[1:]]) == digest_of(batches_of(30))
+
+
+@pytest.mark.parametrize("make", [simulated_now, agents_now])
+async def test_a_market_of_today_shows_the_time_of_the_wall_however_late_it_is_begun(autojump_clock, monkeypatch, make):
+    feed = make()
+    monkeypatch.setattr(clock, "since_s", lambda ts_ns: 0.25)
+    seen = await received(feed, 32, *trio.open_memory_channel(0))
+    opening = seen[0][1].ts
+    assert [at for at, batch in seen if batch.ts <= opening + 250_000_000] == [0.0] * 27  # an epoch, and 26 batches
+    assert seen[-1][0] == pytest.approx(0.05)
 
 
 async def test_without_pacing_no_time_passes_and_nothing_differs(autojump_clock):

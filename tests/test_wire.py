@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ticker.errors import Code, RequestError
 from ticker.orders.params import AddOrderParams
-from ticker.wire import SubscribeParams, decode_request, instant_ns, params_of
+from ticker.wire import MalformedRequestError, SubscribeParams, decode_request, instant_ns, params_of
 
 
 def refused(text: str) -> Code:
@@ -37,6 +37,15 @@ def test_a_request_is_read_and_unknown_keys_are_ignored():
 )  # fmt: skip
 def test_json_that_is_not_accepted_is_refused_as_such(text):
     assert refused(text) is Code.INVALID_JSON
+
+
+@pytest.mark.parametrize("number", ["1e300", "99999999999999999999", "NaN"])
+def test_a_request_with_a_number_out_of_range_is_still_answered_as_itself(number):
+    with pytest.raises(MalformedRequestError, match="invalid JSON") as error:
+        decode_request('{"method":"add_order","params":{"limit_price":' + number + '},"req_id":4}')
+    assert (error.value.request.method, error.value.request.req_id, error.value.code) == (
+        "add_order", 4, Code.INVALID_JSON,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -254,8 +254,8 @@ class MalformedRequestError(RequestError):
         request: What could be read of it, so that the reply says which request it is about.
     """
 
-    def __init__(self, text: str, raw: object) -> None:
-        super().__init__(text, Code.INVALID_REQUEST)
+    def __init__(self, text: str, raw: object, code: Code = Code.INVALID_REQUEST) -> None:
+        super().__init__(text, code)
         fields = raw if isinstance(raw, dict) else {}
         method, req_id = fields.get("method"), fields.get("req_id")
         self.request = Request(
@@ -358,8 +358,16 @@ def _loads(text: str) -> Any:  # noqa: ANN401 - JSON
     except UnicodeEncodeError:
         raise RequestError("a string holds half of a surrogate pair", Code.INVALID_JSON) from None
     except ValueError as error:
-        raise RequestError(f"invalid JSON: {error}"[:MAX_ECHO], Code.INVALID_JSON) from None
+        raise MalformedRequestError(f"invalid JSON: {error}"[:MAX_ECHO], _lax(text), Code.INVALID_JSON) from None
     return value
+
+
+def _lax(text: str) -> Any:  # noqa: ANN401 - JSON
+    """Return what is refused here but is JSON elsewhere, a number out of range, so that the reply can name it."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def _depth_over(text: str, limit: int) -> bool:
