@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import trio
@@ -15,7 +16,7 @@ from feeds import layout
 from feeds.records import BUY, SELL, Marker
 from feeds.store import write_recording
 from tests.scripted import BTC, ETH, INSTRUMENTS, START_NS, Tape
-from tests.serving import House, Peer, open_house
+from tests.serving import BINARY, House, Peer, open_house
 from ticker.replays import ReplaysOptions
 
 TRADES = 40
@@ -168,6 +169,30 @@ async def test_the_instruments_of_a_session_are_its_own(folder) -> None:
             message = await peer.message_of("instrument")
             assert [pair["symbol"] for pair in message["data"]["pairs"]] == symbols
             assert message.get("session") == params.get("session")
+
+
+async def test_packed_records_of_two_sessions_and_of_the_servers_market_are_told_apart_by_their_listings(
+    folder,
+) -> None:
+    async with opened(folder) as house:
+        peer = await house.visit(native=True)
+        listings = {}
+        for session in ("desk1", "desk2", ""):
+            if session:
+                await start(peer, session=session)
+            params = {"session": session} if session else {}
+            reply = await ask(peer, "subscribe", channel="trade", symbol=["BTC/USD"], encoding="struct", **params)
+            listings[session] = reply["ext"]["listing"]
+            dtype = np.dtype([tuple(field) for field in reply["ext"]["dtype"]])
+        assert len(set(listings.values())) == 3
+        await ask(peer, "replay_control", session="desk2", action="resume")
+        told = 0
+        while told < TRADES // 2:
+            frame = await peer.frame()
+            if frame.opcode == BINARY:
+                records = np.frombuffer(frame.payload, dtype)
+                assert set(records["listing"].tolist()) == {listings["desk2"]}
+                told += len(records)
 
 
 # Control
