@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from typing import Final
+from typing import Final, Self
 
 import msgspec
 
@@ -30,6 +30,16 @@ def since_s(ts_ns: int) -> float:
     return (wall_ns() - ts_ns) / NS
 
 
+def check_speed(speed: float) -> None:
+    """Pass if a market can run at a speed.
+
+    Raises:
+        OptionError: It is not above 0.
+    """
+    if not speed > 0:
+        raise OptionError(f"speed: {speed} is not allowed; allowed is any number above 0, and inf")
+
+
 class ReplayClock:
     """Maps monotonic seconds to tape nanoseconds at a speed.
 
@@ -44,6 +54,14 @@ class ReplayClock:
         self._tape_ns = tape_ns
         self._now = now
         self.speed = speed
+
+    @classmethod
+    def begun(cls, tape_ns: int, now: float, speed: float, *, at_wall: bool) -> Self:
+        """Return a clock that shows ``tape_ns`` at ``now``; ``at_wall``: that showed it when the wall clock did.
+
+        Whoever makes a market with the time of the wall may have other things to start before it runs.
+        """
+        return cls(tape_ns, now - since_s(tape_ns) if at_wall else now, speed)
 
     def tape_at(self, now: float) -> int:
         """Return the tape time (ns) reached at monotonic time ``now`` (s)."""

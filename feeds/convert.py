@@ -26,7 +26,7 @@ from feeds.instruments import Instrument, Instruments
 from feeds.records import MISSING
 from feeds.store import Silences, path_of, read_instruments, write_instruments
 from feeds.survey import Survey, TableSummary
-from feeds.tablefile import ROW_GROUP, TableFile
+from feeds.tablefile import ROW_GROUP, TableFile, published
 
 #: With more sources than these, where each begins is looked up first, so that they need not all be open at once.
 MANY: Final = 16
@@ -155,19 +155,12 @@ class Conversion:
             raise RecordingError(f"{prefix.parent}: there is no such folder")
         encoding = _Encoding()
         writers = [_Writer(table, _part(prefix, table), encoding) for table in layout.TABLES]
-        try:
+        with published(prefix, [writer.file for writer in writers]):
             with encoding:
                 summary = self._run(Survey(), writers, progress)
                 for writer in writers:
                     writer.finish()
             write_instruments(_part(prefix, "instruments"), summary.instruments)
-            for writer in writers:
-                writer.file.publish()
-        except OSError as error:
-            raise RecordingError(f"{prefix}: cannot be written ({error}); check the folder and its space") from error
-        finally:
-            for writer in writers:
-                writer.file.abandon()
         return summary
 
     def _run(self, survey: Survey, writers: Sequence[_Writer], progress: Progress | None) -> Summary:

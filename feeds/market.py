@@ -18,7 +18,7 @@ import trio
 
 from feeds import clock, depth, models
 from feeds.agents import Agents, Terrain
-from feeds.errors import OptionError, check_options
+from feeds.errors import check_options
 from feeds.pit import Pit
 from feeds.records import Batch, Event, Marker
 
@@ -74,8 +74,7 @@ class MarketFeed:
     def __init__(self, options: MarketOptions, *, speed: float = 1.0) -> None:
         self.instruments = models.instruments_of(options.symbols)
         _check(options)
-        if not speed > 0:
-            raise OptionError(f"speed: {speed} is not allowed; allowed is any number above 0, and inf")
+        clock.check_speed(speed)
         start_ns = clock.wall_ns() if options.start_ns is None else options.start_ns
         self._follows_wall = options.start_ns is None
         self.options = msgspec.structs.replace(options, start_ns=start_ns)
@@ -102,12 +101,11 @@ class MarketFeed:
         Called again, it begins again with new books, at the market time that has been reached. A cancel loses the
         window that was being sent.
         """
-        start_ns, began, again = self.venue.now_ns, trio.current_time(), self._clock is not None
+        start_ns, now, again = self.venue.now_ns, trio.current_time(), self._clock is not None
         if self._clock is not None:
-            start_ns = max(start_ns, self._clock.tape_at(began))
-        elif self._follows_wall:  # whoever created it had other things to start meanwhile
-            began -= clock.since_s(start_ns)
-        self._clock = clock.ReplayClock(start_ns, began, self.speed)
+            start_ns = max(start_ns, self._clock.tape_at(now))
+        at_wall = self._follows_wall and not again
+        self._clock = clock.ReplayClock.begun(start_ns, now, self.speed, at_wall=at_wall)
         reason = "the market opens again" if again else "the market opens"
         await out.send(Marker(kind="epoch", ts=start_ns, reason=reason))
         if again:  # only now does every client know that its orders have ended

@@ -115,8 +115,7 @@ class SimulatedFeed:
     def __init__(self, options: SimulationOptions, *, speed: float = 1.0) -> None:
         self.instruments = models.instruments_of(options.symbols)
         _check(options)
-        if not speed > 0:
-            raise OptionError(f"speed: {speed} is not allowed; allowed is any number above 0, and inf")
+        clock.check_speed(speed)
         self._start_ns = clock.wall_ns() if options.start_ns is None else options.start_ns
         self._follows_wall = options.start_ns is None
         self.options = _completed(options, self._start_ns)
@@ -142,11 +141,9 @@ class SimulatedFeed:
         Called again, it begins again with the first window's random numbers, at the market time that has been
         reached. A cancel loses the window that was being sent; the next run does not depend on it.
         """
-        again, began = self._clock is not None, trio.current_time()
-        start_ns = self._reached_ns()
-        if self._follows_wall and not again:  # whoever created it had other things to start meanwhile
-            began -= clock.since_s(start_ns)
-        self._clock = clock.ReplayClock(start_ns, began, self.speed)
+        again, start_ns = self._clock is not None, self._reached_ns()
+        at_wall = self._follows_wall and not again
+        self._clock = clock.ReplayClock.begun(start_ns, trio.current_time(), self.speed, at_wall=at_wall)
         reason = "the simulation begins again" if again else "the simulation begins"
         await out.send(Marker(kind="epoch", ts=start_ns, reason=reason))
         market = _Market(self.options, self._pairs, start_ns)

@@ -25,7 +25,7 @@ from feeds.records import GAP, I64, LAST, MISSING, SNAPSHOT, Batch, Levels, Quot
 from feeds.remembered import LONG_ROWS, recall, remember
 from feeds.restore import Restorer
 from feeds.sources import Source
-from feeds.tablefile import ROW_GROUP, TableFile
+from feeds.tablefile import ROW_GROUP, TableFile, published
 from feeds.tablereader import TableReader, readable
 
 logger = logging.getLogger(__name__)
@@ -444,20 +444,13 @@ def write_recording(
     """
     folder, name = Path(prefix).parent, Path(prefix).name
     writers = [_Writer(kind, path_of(folder, name, kind), instruments, venue) for kind in layout.TABLES]
-    try:
+    with published(Path(prefix), [writer.file for writer in writers]):
         for batch in batches:
             for writer, table in zip(writers, (batch.trades, batch.quotes, batch.levels), strict=True):
                 writer.add(table)
         if not sum(writer.finish() for writer in writers):
             raise RecordingError(f"{prefix}: nothing to record; the feed gave no rows")
         write_instruments(path_of(folder, name, "instruments"), instruments)
-        for writer in writers:
-            writer.file.publish()
-    except OSError as error:
-        raise RecordingError(f"{prefix}: cannot be written ({error}); check the folder and its space") from error
-    finally:
-        for writer in writers:
-            writer.file.abandon()
     return open_recording(prefix)
 
 

@@ -5,11 +5,15 @@ What is cut short therefore leaves an older file of that name as it was. This mo
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from feeds.errors import RecordingError
 
 #: Rows in a row group, and the most that are read at once.
 ROW_GROUP: Final = 65_536
@@ -47,6 +51,28 @@ class TableFile:
         if self._parquet is not None:
             self._parquet.close()
         self._temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def published(prefix: Path, files: Sequence[TableFile]) -> Iterator[None]:
+    """Give the files of a recording their names once the block has filled them; else nothing is left of them.
+
+    Args:
+        prefix: The recording's folder and name, for the error.
+        files: All of its tables.
+
+    Raises:
+        RecordingError: In place of what the system raises.
+    """
+    try:
+        yield
+        for file in files:
+            file.publish()
+    except OSError as error:
+        raise RecordingError(f"{prefix}: cannot be written ({error}); check the folder and its space") from error
+    finally:
+        for file in files:
+            file.abandon()
 
 
 def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:

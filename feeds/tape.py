@@ -90,10 +90,7 @@ class Tape:
         *,
         self_trade: SelfTrade = "cancel_oldest",
     ) -> list[tuple[int, int]]:
-        """Return what :meth:`enter` would trade now with others than ``owner``: (ticks, lots), best price first.
-
-        With another ``self_trade`` than ``cancel_oldest`` that ends where it would meet an entry of its owner.
-        """
+        """See :meth:`feeds.venue.Venue.walk`."""
         if not self._meets(instrument, side, price):
             return []
         if self_trade != "cancel_oldest":

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from feeds.instruments import Instrument
+from feeds.instruments import Instrument, Instruments
 from feeds.records import MISSING, Batch
 from feeds.venue import Entry, Match, Outcome, Venue
-from ticker.errors import Code, RequestError
+from ticker.errors import Code, ConfigError, RequestError
 from ticker.history import History
 from ticker.orders.accounts import Accounts, quote_of
 from ticker.orders.events import (
@@ -450,3 +450,24 @@ def listed_of(instrument: Instrument) -> Listed:
     """Return what the journal says of an instrument."""
     precisions = instrument.price_precision, instrument.qty_precision
     return Listed(instrument.symbol, instrument.base, quote_of(instrument.quote), *precisions)
+
+
+def check_fits(ledger: Ledger, instruments: Instruments, accounts: Accounts) -> None:
+    """Pass if what a journal holds is of this market and these accounts, as far as that matters.
+
+    Raises:
+        ConfigError: It is not; the text says why.
+    """
+    served = {instrument.symbol: listed_of(instrument) for instrument in instruments}
+    for symbol, listed in ledger.listed.items():
+        if symbol in served and served[symbol] != listed:
+            raise ConfigError(f"in the journal {symbol} has other precisions than here: give another --journal")
+    for account in ledger.accounts.values():
+        for order in ledger.open_orders(account.name):
+            if order.terms.symbol not in served:
+                what = f"open orders in {order.terms.symbol}, which this market does not have"
+            elif account.name not in accounts.options:
+                what = f"open orders of account {account.name}, which there is not"
+            else:
+                continue
+            raise ConfigError(f"the journal has {what}: give another --journal, or serve what it was made with")

@@ -35,7 +35,7 @@ from ticker.orders import events
 from ticker.orders.accounts import Accounts, Scope
 from ticker.orders.callers import Callers
 from ticker.orders.client import Client
-from ticker.orders.exchange import Exchange, listed_of
+from ticker.orders.exchange import Exchange, check_fits
 from ticker.orders.group import Done, Group
 from ticker.orders.journal import Journal
 from ticker.orders.ledger import Ledger
@@ -182,26 +182,10 @@ class Gateway:
             raise ConfigError(
                 f"the journal was written by another version ({error!r}): give another --journal"
             ) from error
-        self._check_fits(ledger)
+        check_fits(ledger, self._history.instruments, self.accounts)
         self._unsaved = len(recovered.events)
         self._readers.read(ledger, self._journal.identity)
         return Exchange(self._history, self._venue, self.accounts, ledger)
-
-    def _check_fits(self, ledger: Ledger) -> None:
-        """Pass if a journal is of this market and these accounts, as far as that matters."""
-        served = {instrument.symbol: listed_of(instrument) for instrument in self._history.instruments}
-        for symbol, listed in ledger.listed.items():
-            if symbol in served and served[symbol] != listed:
-                raise ConfigError(f"in the journal {symbol} has other precisions than here: give another --journal")
-        for account in ledger.accounts.values():
-            for order in ledger.open_orders(account.name):
-                if order.terms.symbol not in served:
-                    what = f"open orders in {order.terms.symbol}, which this market does not have"
-                elif account.name not in self.accounts.options:
-                    what = f"open orders of account {account.name}, which there is not"
-                else:
-                    continue
-                raise ConfigError(f"the journal has {what}: give another --journal, or serve what it was made with")
 
     async def _wait_work(self) -> None:
         while not (self._queue or self._group.done or self._group.events):
