@@ -16,6 +16,7 @@ from feeds.instruments import Instrument, Instruments
 from feeds.records import BUY, CLEAR, LAST, MISSING, NO_SIDE, SELL, SET, SNAPSHOT, Batch, Levels, Marker, Quotes, Trades
 from ticker.app import build_market
 from ticker.config import Options
+from ticker.fanout import FanOut
 from ticker.history import HistoryOptions
 from ticker.market import Market
 from ticker.orders.journal import MEMORY, Journal
@@ -145,6 +146,9 @@ class FakeWire:
             self.room -= size
         return size
 
+    def fileno(self) -> int:
+        return -1
+
     def reserve(self, size: int) -> None:
         pass
 
@@ -192,12 +196,14 @@ def open_market(instruments: Instruments = INSTRUMENTS, options: HistoryOptions 
     return market_of(ScriptedFeed(instruments), options or HistoryOptions())
 
 
-def market_of(feed: Feed, history: HistoryOptions, replays: ReplaysOptions | None = None) -> Market:
+def market_of(
+    feed: Feed, history: HistoryOptions, replays: ReplaysOptions | None = None, fan_out: FanOut | None = None
+) -> Market:
     """The market of a feed, whose orders end with the test."""
     options = Options(history=history, replays=replays or ReplaysOptions(), orders=OrdersOptions(journal=MEMORY))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ticker.app.Journal", Disk)
-        return build_market(feed, trio.Event(), options)
+        return build_market(feed, trio.Event(), options, fan_out)
 
 
 class Disk(Journal):

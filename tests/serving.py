@@ -27,6 +27,7 @@ from feeds.instruments import Instrument, Instruments
 from feeds.records import BUY, MISSING, Batch, Event, Marker, Quotes, Trades
 from tests.scripted import market_of
 from ticker.bus import Bus
+from ticker.fanout import FanOut
 from ticker.guard import GuardOptions
 from ticker.head import TrustOptions
 from ticker.history import HistoryOptions
@@ -35,6 +36,7 @@ from ticker.market import Market
 from ticker.remote import PATH, Remote
 from ticker.replays import Replays, ReplaysOptions
 from ticker.rest import PRIVATE, Rest
+from ticker.ring import open_ring
 from ticker.server import Server, ServerOptions
 from ticker.session import SessionOptions
 from ticker.transport import Transport, open_listener
@@ -454,6 +456,8 @@ async def open_house(
 ) -> AsyncIterator[House]:
     """Serve a market until the block ends; peers that are still connected then are closed.
 
+    Frames go out through a ring, however few there are, if the system gives one.
+
     Args:
         feed: What happens in it.
         tcp: Whether it listens on a loopback port too.
@@ -461,10 +465,11 @@ async def open_house(
     """
     feed = feed or ScriptedFeed()
     chosen = replays or ReplaysOptions()
-    market = market_of(feed, HistoryOptions(), chosen)
+    fan_out = FanOut(open_ring(), many=1)
+    market = market_of(feed, HistoryOptions(), chosen, fan_out)
     await market.gateway.recover()
     remote = Remote(market)
-    desk = Replays(Library(chosen.directory), chosen, HistoryOptions())
+    desk = Replays(Library(chosen.directory), chosen, HistoryOptions(), fan_out)
     host = Server(
         market,
         Web(

@@ -22,6 +22,7 @@ from ticker.broadcast import Broadcaster
 from ticker.bulletin import Bulletin
 from ticker.bus import Bus
 from ticker.config import Options
+from ticker.fanout import FanOut
 from ticker.history import History
 from ticker.library import Library
 from ticker.listings import Listings
@@ -35,6 +36,7 @@ from ticker.relay import open_relay
 from ticker.remote import PATH, Remote
 from ticker.replays import SETTLE_S, Replays
 from ticker.rest import PRIVATE, Rest
+from ticker.ring import open_ring
 from ticker.server import Server
 from ticker.stats import Stats
 from ticker.transport import open_listener
@@ -76,7 +78,7 @@ def _open_replay(options: ReplayOptions, heard: trio.Event) -> ReplayFeed:
     return open_replay(options, hold_end=True, wait_start=wait_start)
 
 
-def build_market(feed: Feed, heard: trio.Event, options: Options) -> Market:
+def build_market(feed: Feed, heard: trio.Event, options: Options, fan_out: FanOut | None = None) -> Market:
     """Return a market with nothing in it yet, whose orders have not been recovered.
 
     Raises:
@@ -100,7 +102,7 @@ def build_market(feed: Feed, heard: trio.Event, options: Options) -> Market:
         mode=feed.mode,
         history=history,
         listings=listings,
-        broadcaster=Broadcaster(history, listings, heard, lambda: gateway.busy),
+        broadcaster=Broadcaster(history, listings, heard, lambda: gateway.busy, fan_out),
         heard=heard,
         playback=playback,
         bulletin=None if playback is None else Bulletin(playback, history, every),
@@ -151,8 +153,9 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
         options: Everything that can be set.
         announce: Called with one line once connections are accepted.
     """
-    market, supervisor = build_market(feed, heard, options), Supervisor(feed)
-    replays = Replays(Library(options.replays.directory), options.replays, options.history)
+    fan_out = FanOut(open_ring())
+    market, supervisor = build_market(feed, heard, options, fan_out), Supervisor(feed)
+    replays = Replays(Library(options.replays.directory), options.replays, options.history, fan_out)
     remote = Remote(market)
     pages: dict[str, PageMaker] = {}
     server = Server(
@@ -201,6 +204,7 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
                     await server.wait_empty()
                 tasks.cancel_scope.cancel()
             connections.cancel_scope.cancel()
+    fan_out.close()
 
 
 async def _feed(supervisor: Supervisor, bus: Bus, bulletin: Bulletin | None) -> None:

@@ -19,6 +19,7 @@ import msgspec
 import trio
 
 from feeds.records import Batch, Marker
+from ticker.fanout import FanOut
 from ticker.history import History
 from ticker.intake import take_in
 from ticker.listings import Listings
@@ -38,13 +39,14 @@ from ticker.topics.topic import NOTHING, Flush, LostError, Mark, Marks, OnSlow, 
 
 #: A sweep lets other tasks run when it has worked for this long, the second where something is pressing.
 SLICE_S, SHORT_SLICE_S = 0.002, 0.0005
-#: It lets them run for so many turns of the event loop: that is how many a request takes to be read, decided and handed
-#: to the disk, and an answer to come back from there. With one, each of them would wait for a slice.
-TURNS = 4
+#: It lets them run for so many turns of the event loop: in the first a request is read, and before the second has ended
+#: it is known whether anything is pressing. If so, it is given the turns that it takes to be decided and handed to the
+#: disk, and an answer to come back from there; else each of them would wait for a slice.
+TURNS, PRESSING_TURNS = 2, 4
 #: A feed waits this long at most for a sweep to end: its work would only make the last subscriber later.
 HOLD_S = 0.02
-#: Subscribers served between two looks at the clock.
-CHUNK = 32
+#: Subscribers served between two looks at the clock, the same where something is pressing, and what they get at most.
+CHUNK, SHORT_CHUNK, CHUNK_BYTES = 256, 64, 1 << 20
 #: Listings of topics that are kept for subscribers who may come back.
 MAX_LINGERING = 1000
 
@@ -82,11 +84,18 @@ class Broadcaster:
         listings: The market's names.
         heard: Set with the first subscription.
         pressing: Tells whether there is work under way that a sweep must not delay for long: orders.
+        fan_out: Sends to many.
     """
 
     def __init__(
-        self, history: History, listings: Listings, heard: trio.Event, pressing: Callable[[], bool] = lambda: False
+        self,
+        history: History,
+        listings: Listings,
+        heard: trio.Event,
+        pressing: Callable[[], bool] = lambda: False,
+        fan_out: FanOut | None = None,
     ) -> None:
+        self._fan_out = fan_out or FanOut()
         self._pressing = pressing
         self._history = history
         self._listings = listings
@@ -422,8 +431,7 @@ class Broadcaster:
             while group.reached < len(group.lineup):
                 self._send(channel, group, data)
                 if time.perf_counter() > slice_end:
-                    for _ in range(TURNS):
-                        await trio.lowlevel.checkpoint()
+                    await self._give_way()
                     slice_end = self._slice_end()
         channel.flush = None
         waiting, channel.waiting = channel.waiting, {}
@@ -435,30 +443,31 @@ class Broadcaster:
         self.lateness.observe(done - was_due)
         self.duration.observe(done - now)
 
+    async def _give_way(self) -> None:
+        turns = 0
+        while turns < TURNS or (turns < PRESSING_TURNS and self._pressing()):
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
     def _slice_end(self) -> float:
         return time.perf_counter() + (SHORT_SLICE_S if self._pressing() else SLICE_S)
 
     def _send(self, channel: Channel, group: Group, data: bytes) -> None:
-        """Send a buffer to the next members of a group that wait for it.
-
-        This is the innermost loop of the fan-out. After a system call the caches are cold, so what counts is how many
-        objects are touched per member: only its socket here, not even a bound method of it.
-        """
-        size, first = len(data), group.reached
-        sinks = group.sinks[first : first + CHUNK]
+        """Send a buffer to the next members of a group that wait for it."""
+        first = group.reached
+        most = SHORT_CHUNK if self._pressing() else CHUNK
+        end = first + max(1, min(most, CHUNK_BYTES // len(data)))
+        sinks, files = group.sinks[first:end], group.files[first:end]
         group.reached = first + len(sinks)
-        for place, sink in enumerate(sinks, first):
-            try:
-                sent = sink.send(data)
-            except OSError as error:
-                member = group.lineup[place]
-                member.subscriber.outbox.refused(error)
+        self._counts["buffers"] += len(sinks)
+        for place, outcome in self._fan_out.send(sinks, files, data):
+            member = group.lineup[first + place]
+            if isinstance(outcome, int):
+                member.subscriber.outbox.keep(data, outcome)
+            else:
+                member.subscriber.outbox.refused(outcome)
                 self._set_apart(channel, group, member, channel.flush)
                 self._fell_behind(member)
-                continue
-            if sent != size:
-                group.lineup[place].subscriber.outbox.keep(data, sent)
-        self._counts["buffers"] += len(sinks)
 
     def _fell_behind(self, subscription: Subscription) -> None:
         """Note that the socket of a subscription takes nothing; that of one that ends does not count."""
@@ -469,7 +478,8 @@ class Broadcaster:
 
     def statistics(self) -> BroadcastStatistics:
         """Return the counts so far."""
-        return BroadcastStatistics(**self._counts, channels={name: self._channel_statistics(name) for name in KINDS})
+        channels = {name: self._channel_statistics(name) for name in KINDS}
+        return BroadcastStatistics(**self._counts, fan_out=self._fan_out.way, channels=channels)
 
     def _channel_statistics(self, name: str) -> ChannelStatistics:
         channels = [channel for key, channel in self._channels.items() if key.channel == name]

@@ -27,6 +27,9 @@ class Sink(Protocol):
     def send(self, data: bytes | memoryview, /) -> int:
         """Write what fits now and return how much; :exc:`BlockingIOError` if nothing does."""
 
+    def fileno(self) -> int:
+        """Return the number of its file; -1 if it has none."""
+
 
 class Writable(Protocol):
     """What an outbox writes to: :class:`ticker.transport.Transport`, or a fake with the same manners."""
@@ -47,6 +50,9 @@ class _Refusing:
 
     def send(self, data: bytes | memoryview, /) -> int:
         raise BlockingIOError
+
+    def fileno(self) -> int:
+        return -1
 
 
 REFUSING: Final[Sink] = _Refusing()

@@ -30,6 +30,7 @@ from ticker.bulletin import Bulletin, Reader
 from ticker.bus import PatientBus
 from ticker.control import perform
 from ticker.errors import Code, RequestError
+from ticker.fanout import FanOut
 from ticker.history import History, HistoryOptions
 from ticker.library import Library
 from ticker.listings import Listings
@@ -126,6 +127,7 @@ class Replay:
         history: How much is kept for those who missed it; at least what one batch of the tape has.
         explain: Returns what clients are told of an error.
         first_listing: As in :class:`ticker.listings.Listings`.
+        fan_out: Sends to many.
 
     Raises:
         OptionError: Nothing of the tape is between ``from`` and ``to``.
@@ -149,6 +151,7 @@ class Replay:
         history: HistoryOptions,
         explain: Callable[[BaseException], str],
         first_listing: int = FIRST_LISTING,
+        fan_out: FanOut | None = None,
     ) -> None:
         self.wish = wish
         self._explain = explain
@@ -173,18 +176,18 @@ class Replay:
         kept = History(instruments, _roomy(history, len(instruments)))
         listings = Listings(instruments, wish.session, first_listing)
         self.bulletin = Bulletin(self.playback, kept, options.digest_events, wish.session)
-        self.market = self._published(kept, listings)
+        self.market = self._published(kept, listings, fan_out)
         self._linger_s = options.linger_s
         self._life = trio.CancelScope()
         self._patience = trio.CancelScope()  # of the present wait for slow readers; a stopped tape has none
 
-    def _published(self, history: History, listings: Listings) -> Publication:
+    def _published(self, history: History, listings: Listings, fan_out: FanOut | None) -> Publication:
         return Publication(
             name=self._feed.name,
             mode=self._feed.mode,
             history=history,
             listings=listings,
-            broadcaster=Broadcaster(history, listings, self._heard),
+            broadcaster=Broadcaster(history, listings, self._heard, fan_out=fan_out),
             heard=self._heard,
             playback=self.playback,
             bulletin=self.bulletin,
@@ -295,9 +298,13 @@ class Replays:
         library: What may be replayed.
         options: And how much of it.
         history: How much a replay keeps for those who missed it.
+        fan_out: Sends to many.
     """
 
-    def __init__(self, library: Library, options: ReplaysOptions, history: HistoryOptions) -> None:
+    def __init__(
+        self, library: Library, options: ReplaysOptions, history: HistoryOptions, fan_out: FanOut | None = None
+    ) -> None:
+        self._fan_out = fan_out
         self.options = options
         self._library = library
         self._history = history
@@ -389,7 +396,15 @@ class Replays:
         if not wish.session:
             wish = msgspec.structs.replace(wish, session=secrets.token_hex(8))
         try:
-            replay = Replay(wish, recording, self.options, self._history, self._library.explained, self._first_listing)
+            replay = Replay(
+                wish,
+                recording,
+                self.options,
+                self._history,
+                self._library.explained,
+                self._first_listing,
+                self._fan_out,
+            )
         except OptionError as error:  # of the tape nothing is left between from and to
             raise RequestError(str(error), Code.BAD_TIME, field="from") from None
         self._first_listing += len(replay.market.listings)

@@ -66,6 +66,7 @@ class Stats:
                 "epoch": self._market.history.epoch,
                 "events": told.events,
                 "sweeps": told.sweeps,
+                "fan_out": told.fan_out,
                 "sessions": served.sessions,
                 "backlog_bytes": served.backlog_bytes,
                 "flush_lateness_ms": _recent(broadcaster.lateness),

@@ -5,6 +5,7 @@ State and counts only: who is told what, and when, is :mod:`ticker.broadcast`'s 
 
 from __future__ import annotations
 
+import array
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -191,13 +192,14 @@ class Group:
         joined: Sum of the counts with which they joined.
         lineup: Those that the present sweep, or the last one, is for, less those that left before it reached them.
         sinks: Where the bytes for each of them go.
+        files: The file numbers of these.
         reached: How many of them the sweep has reached.
         told_at: Monotonic time (s) at which it was told something last.
     """
 
     __slots__ = (
-        "_changed", "_instruments", "_order", "_topic", "joined", "lineup", "listings", "members", "reached", "sinks",
-        "told_at",
+        "_changed", "_instruments", "_order", "_topic", "files", "joined", "lineup", "listings", "members", "reached",
+        "sinks", "told_at",
     )  # fmt: skip
 
     def __init__(self, topic: Topic, listings: frozenset[int]) -> None:
@@ -210,6 +212,7 @@ class Group:
         self.joined = Totals()
         self.lineup: list[Subscription] = []
         self.sinks: list[Sink] = []
+        self.files = array.array("i")
         self.reached = 0
         self._changed = False
         self.told_at = -math.inf
@@ -235,6 +238,7 @@ class Group:
             self._changed = False
             self.lineup = list(self.members)
             self.sinks = [member.subscriber.outbox.sink for member in self.members]
+            self.files = array.array("i", [sink.fileno() for sink in self.sinks])
         self.reached = 0
 
     def withdraw(self, member: Subscription) -> bool:
@@ -243,13 +247,14 @@ class Group:
             place = self.lineup.index(member, self.reached)
         except ValueError:
             return False
-        del self.lineup[place], self.sinks[place]
+        del self.lineup[place], self.sinks[place], self.files[place]
         return True
 
     def redirect(self, member: Subscription) -> None:
         """Write to a member in the way that its outbox now says."""
         with suppress(ValueError):  # one that came during the sweep is not in it
-            self.sinks[self.lineup.index(member)] = member.subscriber.outbox.sink
+            place, sink = self.lineup.index(member), member.subscriber.outbox.sink
+            self.sinks[place], self.files[place] = sink, sink.fileno()
 
     def counts(self) -> Counts:
         """Return what became of the events of these listings since the topic exists."""
@@ -331,6 +336,7 @@ class BroadcastStatistics(msgspec.Struct, frozen=True, kw_only=True):
         buffers: Buffers offered to subscribers in sweeps.
         fallen_behind: How often the socket of a subscriber took nothing.
         cut_off: Subscribers that fell further behind than a lossless channel can hold.
+        fan_out: How frames are sent to many: ``io_uring`` or ``send``.
         channels: By name.
     """
 
@@ -340,6 +346,7 @@ class BroadcastStatistics(msgspec.Struct, frozen=True, kw_only=True):
     buffers: int
     fallen_behind: int
     cut_off: int
+    fan_out: str
     channels: dict[str, ChannelStatistics]
 
     @property

@@ -23,6 +23,7 @@ class Audience(msgspec.Struct, frozen=True):
         examine: Every how manieth looks into the frames that it gets; the others count bytes, by which frames and rows
             are scaled up. 1 is exact.
         ages: Whether the age of every frame is looked at.
+        wakeful: Whether it never sleeps while it counts, so that no sender pays for waking it.
     """
 
     number: int
@@ -31,6 +32,7 @@ class Audience(msgspec.Struct, frozen=True):
     native: bool = False
     examine: int = 1
     ages: bool = True
+    wakeful: bool = False
 
     def arguments(self) -> list[str]:
         """Return the options of fanload."""
@@ -38,7 +40,8 @@ class Audience(msgspec.Struct, frozen=True):
         found += [part for message in self.messages for part in ("-m", message)]
         found += ["-f", str(self.lines)] if self.lines else []
         found += ["-o", NATIVE, "-r", str(DTYPES["ticker"].itemsize)] if self.native else []
-        return found + (["-l"] if self.ages else [])
+        found += ["-l"] if self.ages else []
+        return found + (["-b"] if self.wakeful else [])
 
 
 class Load(msgspec.Struct, frozen=True):

@@ -120,6 +120,16 @@ def descendants(pid: int) -> list[int]:
     return children + [one for child in children for one in descendants(child)]
 
 
+def softirq_threads(core: int) -> list[int]:
+    """Return the kernel's thread to which a core leaves network work that it does not do in the system call itself.
+
+    What it does for a server is the server's cost; without it a long system call would look cheaper than it is. Empty
+    where kernel threads are not shown.
+    """
+    names = {path: path.read_text() for path in Path("/proc").glob("[0-9]*/comm")}
+    return [int(path.parent.name) for path, name in names.items() if name == f"ksoftirqd/{core}\n"]
+
+
 @contextmanager
 def running(command: Sequence[str | Path], core: int, **environment: str) -> Iterator[Process]:
     """Run a command on a core, from the project's root; it is ended with the block."""
@@ -204,7 +214,7 @@ class Bench:
     @contextmanager
     def loading(self, server: Process, audience: Audience, seconds: float) -> Iterator[Process]:
         """Run fanload against a server; the block begins when counting does. See :func:`result_of`."""
-        measured = [part for pid in server.pids for part in ("-P", pid)]
+        measured = [part for pid in (*server.pids, *softirq_threads(SERVER_CORE)) for part in ("-P", pid)]
         command = [self.program("fanload"), "-p", server.port, "-s", seconds, *measured, *audience.arguments()]
         with running([str(part) for part in command], LOAD_CORE) as load:
             if load.read_line(LIFETIME_S) != "counting\n":

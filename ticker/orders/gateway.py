@@ -98,7 +98,6 @@ class Gateway:
 
     Attributes:
         accounts: Who may trade.
-        busy: Whether requests are being done, written or answered.
     """
 
     def __init__(
@@ -131,8 +130,13 @@ class Gateway:
         self._connections: dict[Client, tuple[float, set[int]]] = {}
         self._arrivals: dict[Client, float] = {}
         self._unsaved = 0
-        self.busy = False
+        self._doing = False
         self._counts = {"requests": 0, "groups": 0, "events": 0, "failures": 0}
+
+    @property
+    def busy(self) -> bool:
+        """Whether requests wait, or are being done, written or answered."""
+        return self._doing or bool(self._queue)
 
     # Running
 
@@ -160,9 +164,9 @@ class Gateway:
                 nursery.start_soon(self._switches.run, self._cancel)
                 nursery.start_soon(self._revalue)
                 while True:
-                    self.busy = False
+                    self._doing = False
                     await self._wait_work()
-                    self.busy = True
+                    self._doing = True
                     self._do()
                     await self._commit()
         finally:

@@ -5,6 +5,9 @@
 // A data frame carries its time of origin as "ts":<wall ns> or as "timestamp":"<RFC 3339, 6 decimals>Z". A binary one
 // (-r) is an array of records of one size, whose second byte is 1 in an update.
 //
+// With -b it never sleeps while it counts. A reader that sleeps has to be woken by whoever sends to it, and how often
+// depends on which of the two is faster: on a virtual machine that is a fifth of a frame, and of a slower sender's more.
+//
 // With -e N only every Nth subscriber examines what it gets. The others go from frame to frame by their headers, count
 // bytes, and have the kernel throw away the rest of a frame of which they have only a part (MSG_TRUNC, no copy); frames
 // and rows are scaled up by the share of bytes that was examined. That is what one core can read of 2 GB/s.
@@ -36,7 +39,7 @@ typedef struct {
     uint64_t frames, skip, skipped;  // bytes still to be thrown away of a frame, and its length
 } conn;
 
-static int port, count = 1, latencies, record_bytes, examine = 1;
+static int port, count = 1, latencies, record_bytes, examine = 1, busy;
 static double secs = 6, warmup = 1;
 static const char *messages[MAX_MESSAGES];
 static int n_messages;
@@ -274,7 +277,7 @@ static void read_lines(const char *path) {
 
 static void parse(int argc, char **argv) {
     int option;
-    while ((option = getopt(argc, argv, "p:n:s:w:m:f:o:r:e:P:l")) != -1) switch (option) {
+    while ((option = getopt(argc, argv, "p:n:s:w:m:f:o:r:e:P:lb")) != -1) switch (option) {
         case 'p': port = atoi(optarg); break;
         case 'n': count = atoi(optarg); break;
         case 's': secs = atof(optarg); break;
@@ -285,11 +288,12 @@ static void parse(int argc, char **argv) {
         case 'e': examine = atoi(optarg); break;
         case 'P': if (n_pids < MAX_PIDS) server_pids[n_pids++] = atol(optarg); break;
         case 'l': latencies = 1; break;
+        case 'b': busy = 1; break;
         case 'm': if (n_messages < MAX_MESSAGES) messages[n_messages++] = optarg; break;
         default:
             fprintf(stderr, "fanload -p PORT [-n SUBSCRIBERS] [-s SECONDS] [-w WARMUP_SECONDS] [-m MESSAGE]... "
                             "[-f FILE_OF_MESSAGES] [-o SUBPROTOCOL] [-r RECORD_BYTES] [-e EXAMINE_EVERY_NTH] "
-                            "[-P SERVER_PID]... [-l(atencies)]\n");
+                            "[-P SERVER_PID]... [-l(atencies)] [-b(usy)]\n");
             exit(2);
     }
 }
@@ -307,7 +311,7 @@ int main(int argc, char **argv) {
     struct epoll_event events[1024];
     while (!end || mono() < end) {
         while (opened < count && opened - ready - closed < OUTSTANDING) connect_one(epoll);
-        int n = epoll_wait(epoll, events, 1024, 20);
+        int n = epoll_wait(epoll, events, 1024, busy && counting ? 0 : 20);
         for (int i = 0; i < n; i++) on_readable(events[i].data.ptr);
         double t = mono();
         if (!start && live + closed >= count) start = t + warmup;
