@@ -20,10 +20,15 @@ C_LOOP: Final = "C send() loop"
 PYTHON_LOOP: Final = "Python socket.send loop"
 #: What no server can be below.
 LIMITS: Final = (C_LOOP, PYTHON_LOOP)
+WITHOUT_RING: Final = "ours without io_uring"
 BROADCAST: Final = "websockets.broadcast"
 PICOWS: Final = "picows"
 #: About half a core, at 93 µs a frame. Asked for more than its core can do, it would only fall behind.
 SEND_MESSAGE_PER_S: Final = 5_000.0
+SUBSCRIBE: Final = {
+    "ticker": '{"method":"subscribe","params":{"channel":"ticker","symbol":["BTC/USD"],"event_trigger":"bbo"}}',
+    "prebuilt": '{"method":"subscribe","params":{"channel":"trade","symbol":["BTC/USD"]}}',
+}
 NCHAN_MODULE: Final = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")
 
 #: Starts a server for frames of that many bytes at that many ticks per second.
@@ -35,11 +40,13 @@ class Contender(msgspec.Struct, frozen=True):
 
     Attributes:
         start: Starts it.
+        messages: What its subscribers have to send.
         most_per_s: Frames per second that it is asked for at most, over all subscribers.
         note: What has to be known of its figure.
     """
 
     start: Start
+    messages: tuple[str, ...] = ()
     most_per_s: float = math.inf
     note: str = ""
 
@@ -48,14 +55,20 @@ class Contender(msgspec.Struct, frozen=True):
         return min(wanted, self.most_per_s / subscribers)
 
 
-def ours(what: str) -> Contender:
-    """Return this project's server, for the real channel or for prebuilt frames."""
-    return Contender(lambda size, rate: serving(peer("ours", "ticker" if what == "ticker" else size, rate, LIFETIME_S)))
+def ours(what: str, *, ring: bool = True) -> Contender:
+    """Return this project's server, for the real channel or for prebuilt frames, with or without io_uring."""
+
+    def start(size: int, rate: float) -> AbstractContextManager[Process]:
+        how = () if ring else ("send",)
+        return serving(peer("ours", "ticker" if what == "ticker" else size, rate, LIFETIME_S, *how))
+
+    return Contender(start, (SUBSCRIBE[what],))
 
 
 def found(bench: Bench) -> dict[str, Contender | str]:
     """Return the others by name, or what is missing for them."""
     return {
+        WITHOUT_RING: ours("prebuilt", ring=False),
         C_LOOP: Contender(
             lambda size, rate: serving([bench.program("sendlimit"), str(size), str(rate), str(LIFETIME_S)])
         ),
@@ -70,7 +83,7 @@ def found(bench: Bench) -> dict[str, Contender | str]:
 
 
 def _module(name: str, most_per_s: float = math.inf) -> Contender:
-    return Contender(lambda size, rate: serving(peer(name, size, rate, LIFETIME_S)), most_per_s)
+    return Contender(lambda size, rate: serving(peer(name, size, rate, LIFETIME_S)), most_per_s=most_per_s)
 
 
 def _uwebsockets() -> Contender | str:

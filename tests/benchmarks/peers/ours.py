@@ -1,8 +1,9 @@
-"""``ours WHAT RATE SECONDS``: this project's server over a scripted feed of one symbol at RATE quotes a second.
+"""``ours WHAT RATE SECONDS [send]``: this project's server over a scripted feed of one symbol at RATE quotes a second.
 
 WHAT is ``ticker``, the real channel with every event sent, or a number: then ``trade`` is replaced by a topic that
 sends a frame of that many bytes for every batch, and batches are empty, so that bus, broadcaster and outboxes are
-measured without history's and codec's work per event. Everything else is the service as users start it.
+measured without history's and codec's work per event. With ``send`` it is as on a system that gives no io_uring.
+Everything else is the service as users start it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from feeds import clock, records
 from feeds.instruments import Instrument, Instruments
 from feeds.records import Batch, Event, Marker, Quotes, Trades
 from tests.benchmarks.peers.tick import end_after, tick_frame
-from ticker import topics
-from ticker.app import serve_feed
+from ticker import app, topics
 from ticker.config import Options
 from ticker.history import History
 from ticker.listings import Listings
@@ -109,11 +109,13 @@ class PrebuiltTopic(Topic):
 
 
 if __name__ == "__main__":
-    what, rate, seconds = sys.argv[1:]
+    what, rate, seconds, *how = sys.argv[1:]
     end_after(int(seconds))
+    if how == ["send"]:
+        app.open_ring = lambda: None
     if what != "ticker":
         PrebuiltTopic.frame_bytes = int(what)
         topics.KINDS["trade"] = PrebuiltTopic
     feed = ScriptedFeed(float(rate), quotes=what == "ticker")
     options = Options(server=ServerOptions(port=0), session=SessionOptions(ticker_interval_ms=0))
-    trio.run(serve_feed, feed, trio.Event(), options, partial(print, flush=True))
+    trio.run(app.serve_feed, feed, trio.Event(), options, partial(print, flush=True))
