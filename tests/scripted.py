@@ -124,7 +124,7 @@ def sweeps(*, interrupted: bool) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if interrupted:
             patch.setattr("ticker.broadcast.SLICE_S", -1.0)
-            patch.setattr("ticker.broadcast.CHUNK", 1)
+            patch.setattr("ticker.broadcast.CHUNK_BYTES", 1)
         yield
 
 

@@ -36,10 +36,10 @@ from ticker.market import Market
 from ticker.remote import PATH, Remote
 from ticker.replays import Replays, ReplaysOptions
 from ticker.rest import PRIVATE, Rest
-from ticker.ring import open_ring
 from ticker.server import Server, ServerOptions
 from ticker.session import SessionOptions
 from ticker.transport import Transport, open_listener
+from ticker.uring import open_ring
 from ticker.web import Web
 from ticker.wire import NATIVE
 
@@ -504,6 +504,7 @@ async def open_house(
             finally:
                 for peer in house.peers:
                     peer.leave()
+                fan_out.close()
             connections.cancel_scope.cancel()
         nursery.cancel_scope.cancel()
 

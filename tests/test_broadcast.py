@@ -245,7 +245,7 @@ async def test_a_subscription_changed_in_the_middle_of_a_sweep_loses_nothing(
     autojump_clock, market, tape, nursery, monkeypatch
 ):
     monkeypatch.setattr("ticker.broadcast.SLICE_S", 0.0)
-    monkeypatch.setattr("ticker.broadcast.CHUNK", 1)
+    monkeypatch.setattr("ticker.broadcast.CHUNK_BYTES", 1)
     readers = [Reader(market) for _ in range(6)]
     for reader in readers:
         reader.subscribe(TRADE, BTC_USD)
@@ -260,6 +260,35 @@ async def test_a_subscription_changed_in_the_middle_of_a_sweep_loses_nothing(
         reader.read()
     assert readers[5].trades == {"BTC/USD": [1]}
     assert readers[4].trades == {}
+
+
+@pytest.mark.parametrize("pressing", [False, True])
+async def test_a_sweep_gives_way_for_longer_and_more_often_where_something_is_pressing(
+    autojump_clock, market, tape, monkeypatch, pressing
+):
+    monkeypatch.setattr("ticker.broadcast.SHORT_CHUNK", 2)
+    monkeypatch.setattr("ticker.broadcast.SHORT_SLICE_S", -1.0)
+    monkeypatch.setattr(market.broadcaster, "_pressing", lambda: pressing)
+    readers = [Reader(market) for _ in range(6)]
+    told: list[int] = []  # how many knew of it at each turn of the loop
+
+    async def watch() -> None:
+        while True:
+            told.append(sum(bool(reader.wire.taken) for reader in readers))
+            await trio.lowlevel.checkpoint()
+
+    for reader in readers:
+        reader.subscribe(TRADE, BTC_USD, snapshot=False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        market.broadcaster.publish(tape.trades((BTC, BUY, 100, 1)))
+        while told[-1:] != [6]:
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    between = [turn for turn in told if 0 < turn < 6]
+    assert sorted(set(between)) == ([2, 4] if pressing else [])
+    if pressing:
+        assert all(between.count(known) >= 4 - 1 for known in (2, 4))
 
 
 async def test_a_sweep_never_writes_into_a_frame_that_is_not_finished(autojump_clock, market, tape, nursery):
@@ -407,7 +436,7 @@ async def test_a_feed_waits_for_the_end_of_a_sweep_but_not_for_long(
     await market.broadcaster.wait_swept()  # there is none
     with sweeps(interrupted=True):
         market.broadcaster.publish(tape.quotes((BTC, 100, 1, 200, 1)))
-        for _ in range(2):  # the sweep has begun
+        while not readers[0].wire.taken:  # the sweep has begun
             await trio.lowlevel.checkpoint()
         await market.broadcaster.wait_swept()
         told = sum(len(reader.read()) for reader in readers)

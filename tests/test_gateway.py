@@ -595,3 +595,23 @@ async def test_the_end_of_the_feed_ends_orders():
         await settled()
         assert client.replies()[-1] == ("add_order", Code.NO_MARKET)
         assert shop.gateway.statistics().open_orders == 0
+
+
+async def test_it_is_busy_from_the_request_to_the_answer_and_not_while_nothing_can_be_done(autojump_clock):
+    journal = FragileDisk()
+    async with open_shop(journal=journal) as shop:
+        client = Client()
+        await settled()
+        assert not shop.gateway.busy
+        shop.buy(client)
+        assert shop.gateway.busy  # before its task has run
+        journal.open = trio.Event()
+        await settled()
+        assert shop.gateway.busy  # while it is written
+        journal.open.set()
+        await settled()
+        assert not shop.gateway.busy
+        journal.fails, journal.down = [False], True
+        shop.buy(client)
+        await settled()
+        assert not shop.gateway.busy

@@ -7,6 +7,7 @@ import logging
 import resource
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from typing import Any, Final
 
@@ -36,10 +37,10 @@ from ticker.relay import open_relay
 from ticker.remote import PATH, Remote
 from ticker.replays import SETTLE_S, Replays
 from ticker.rest import PRIVATE, Rest
-from ticker.ring import open_ring
 from ticker.server import Server
 from ticker.stats import Stats
 from ticker.transport import open_listener
+from ticker.uring import open_ring
 from ticker.web import PageMaker, Web
 
 logger = logging.getLogger(__name__)
@@ -180,7 +181,7 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
     first = None if recorder is None else recorder.take
     bus = Bus(market.happened, market.marked, ready=market.broadcaster.wait_swept, first=first)
 
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with closing(fan_out), trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as connections:  # outermost: what must drain ends last
             async with trio.open_nursery() as tasks:
                 if recorder is not None:
@@ -204,7 +205,6 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
                     await server.wait_empty()
                 tasks.cancel_scope.cancel()
             connections.cancel_scope.cancel()
-    fan_out.close()
 
 
 async def _feed(supervisor: Supervisor, bus: Bus, bulletin: Bulletin | None) -> None:

@@ -37,16 +37,15 @@ from ticker.timing import Timing
 from ticker.topics import KINDS, open_topic
 from ticker.topics.topic import NOTHING, Flush, LostError, Mark, Marks, OnSlow, TopicKey
 
-#: A sweep lets other tasks run when it has worked for this long, the second where something is pressing.
-SLICE_S, SHORT_SLICE_S = 0.002, 0.0005
-#: It lets them run for so many turns of the event loop: in the first a request is read, and before the second has ended
-#: it is known whether anything is pressing. If so, it is given the turns that it takes to be decided and handed to the
-#: disk, and an answer to come back from there; else each of them would wait for a slice.
+#: A sweep lets other tasks run before it has worked for this long, the second where something is pressing.
+SLICE_S, SHORT_SLICE_S = 0.003, 0.0005
+#: It lets them run for so many turns of the event loop: after two it is known whether a request has come (of a client
+#: that does not compress). If so, it has the turns that it takes to be handed to the disk and answered.
 TURNS, PRESSING_TURNS = 2, 4
 #: A feed waits this long at most for a sweep to end: its work would only make the last subscriber later.
 HOLD_S = 0.02
-#: Subscribers served between two looks at the clock, the same where something is pressing, and what they get at most.
-CHUNK, SHORT_CHUNK, CHUNK_BYTES = 256, 64, 1 << 20
+#: Subscribers served between two looks at the clock where something is pressing, and bytes for all of them anywhere.
+SHORT_CHUNK, CHUNK_BYTES = 32, 1 << 20
 #: Listings of topics that are kept for subscribers who may come back.
 MAX_LINGERING = 1000
 
@@ -420,7 +419,7 @@ class Broadcaster:
         plan = list(channel.groups.values())
         for group in plan:
             group.line_up()
-        slice_end = self._slice_end()
+        slice_end, took = self._slice_end(), 0.0
         for group in plan:
             data = group.join(flush.pieces)
             if not data:
@@ -429,10 +428,12 @@ class Broadcaster:
             group.told_at = now
             data = channel.topic.enclosed(data)
             while group.reached < len(group.lineup):
-                self._send(channel, group, data)
-                if time.perf_counter() > slice_end:
+                began = time.perf_counter()
+                if began + took > slice_end:  # as much again as the last time would be too long
                     await self._give_way()
-                    slice_end = self._slice_end()
+                    began, slice_end = time.perf_counter(), self._slice_end()
+                self._send(channel, group, data)
+                took = time.perf_counter() - began
         channel.flush = None
         waiting, channel.waiting = channel.waiting, {}
         for subscription in waiting:
@@ -444,10 +445,9 @@ class Broadcaster:
         self.duration.observe(done - now)
 
     async def _give_way(self) -> None:
-        turns = 0
-        while turns < TURNS or (turns < PRESSING_TURNS and self._pressing()):
-            await trio.lowlevel.checkpoint()
-            turns += 1
+        for turn in range(PRESSING_TURNS):
+            if turn < TURNS or self._pressing():
+                await trio.lowlevel.checkpoint()
 
     def _slice_end(self) -> float:
         return time.perf_counter() + (SHORT_SLICE_S if self._pressing() else SLICE_S)
@@ -455,7 +455,7 @@ class Broadcaster:
     def _send(self, channel: Channel, group: Group, data: bytes) -> None:
         """Send a buffer to the next members of a group that wait for it."""
         first = group.reached
-        most = SHORT_CHUNK if self._pressing() else CHUNK
+        most = SHORT_CHUNK if self._pressing() else self._fan_out.at_once
         end = first + max(1, min(most, CHUNK_BYTES // len(data)))
         sinks, files = group.sinks[first:end], group.files[first:end]
         group.reached = first + len(sinks)

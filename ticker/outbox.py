@@ -7,7 +7,8 @@ lands inside another. There are two ways in:
   nothing and asks again when the socket is writable ("choose the data at the last moment").
 * :meth:`Outbox.push`: it must arrive, behind what is already there. For replies and control frames. Bounded.
 
-A broadcast to many goes past both and writes to :attr:`Outbox.sink`, which is the socket while nothing waits.
+A broadcast to many goes past both and writes to :attr:`Outbox.sink`, or to the file of that number; it is the socket
+while nothing waits.
 All are sync: the producer never waits for a consumer. :meth:`Outbox.run` is the task that waits for the socket.
 Because a frame once begun belongs to the outbox, cancelling a caller never leaves half a frame on the wire.
 """

@@ -192,7 +192,8 @@ class Group:
         joined: Sum of the counts with which they joined.
         lineup: Those that the present sweep, or the last one, is for, less those that left before it reached them.
         sinks: Where the bytes for each of them go.
-        files: The file numbers of these.
+        files: The file numbers of these. A closed file's number may become another connection's: so an outbox is
+            sealed, which turns its number here into -1, before its file is closed.
         reached: How many of them the sweep has reached.
         told_at: Monotonic time (s) at which it was told something last.
     """

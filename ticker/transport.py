@@ -34,7 +34,8 @@ class Transport(trio.abc.Stream):
 
     Attributes:
         sink: The socket, for its ``send``, the innermost call of the fan-out: the kernel takes what fits now. Once the
-            transport is closed it raises; no other connection's file can be behind it.
+            transport is closed it raises; no other connection's file can be behind it. Of its file number that is not
+            true: whoever keeps that forgets it before the transport is closed (:attr:`ticker.subscriber.Group.files`).
         peer: The address of the other end, read once ("127.0.0.1"); empty for an unnamed socket.
     """
 

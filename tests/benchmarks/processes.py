@@ -14,7 +14,7 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -126,8 +126,11 @@ def softirq_threads(core: int) -> list[int]:
     What it does for a server is the server's cost; without it a long system call would look cheaper than it is. Empty
     where kernel threads are not shown.
     """
-    names = {path: path.read_text() for path in Path("/proc").glob("[0-9]*/comm")}
-    return [int(path.parent.name) for path, name in names.items() if name == f"ksoftirqd/{core}\n"]
+    found = []
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with suppress(OSError):  # it has ended
+            found += [int(path.parent.name)] if path.read_text() == f"ksoftirqd/{core}\n" else []
+    return found
 
 
 @contextmanager

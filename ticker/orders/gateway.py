@@ -135,8 +135,9 @@ class Gateway:
 
     @property
     def busy(self) -> bool:
-        """Whether requests wait, or are being done, written or answered."""
-        return self._doing or bool(self._queue)
+        """Whether there is anything to be done, written or told, and it can be."""
+        waiting = self._queue or self._group.done or self._group.events
+        return self._exchange is not None and (self._doing or bool(waiting))
 
     # Running
 

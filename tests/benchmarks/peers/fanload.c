@@ -6,7 +6,7 @@
 // (-r) is an array of records of one size, whose second byte is 1 in an update.
 //
 // With -b it never sleeps while it counts. A reader that sleeps has to be woken by whoever sends to it, and how often
-// depends on which of the two is faster: on a virtual machine that is a fifth of a frame, and of a slower sender's more.
+// depends on which of the two is faster: on a virtual machine it is up to a fifth of what a frame costs the sender.
 //
 // With -e N only every Nth subscriber examines what it gets. The others go from frame to frame by their headers, count
 // bytes, and have the kernel throw away the rest of a frame of which they have only a part (MSG_TRUNC, no copy); frames
@@ -27,7 +27,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_MESSAGES = 16, MAX_PIDS = 8, OUTSTANDING = 50, READ = 65536, BUCKET_NS = 10000, BUCKETS = 2000000 };
+enum { MAX_MESSAGES = 16, MAX_PIDS = 64, OUTSTANDING = 50, READ = 65536, BUCKET_NS = 10000, BUCKETS = 2000000 };
 static const char UPDATE[] = "\"type\":\"update\"";
 static const double CONNECT_DEADLINE_S = 120;
 
@@ -286,7 +286,10 @@ static void parse(int argc, char **argv) {
         case 'o': subprotocol = optarg; break;
         case 'r': record_bytes = atoi(optarg); break;
         case 'e': examine = atoi(optarg); break;
-        case 'P': if (n_pids < MAX_PIDS) server_pids[n_pids++] = atol(optarg); break;
+        case 'P':
+            if (n_pids == MAX_PIDS) fputs("too many processes\n", stderr), exit(2);
+            server_pids[n_pids++] = atol(optarg);
+            break;
         case 'l': latencies = 1; break;
         case 'b': busy = 1; break;
         case 'm': if (n_messages < MAX_MESSAGES) messages[n_messages++] = optarg; break;

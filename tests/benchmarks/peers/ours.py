@@ -111,8 +111,8 @@ class PrebuiltTopic(Topic):
 if __name__ == "__main__":
     what, rate, seconds, *how = sys.argv[1:]
     end_after(int(seconds))
-    if how == ["send"]:
-        app.open_ring = lambda: None
+    if how:
+        app.open_ring = {"send": lambda: None}[how[0]]
     if what != "ticker":
         PrebuiltTopic.frame_bytes = int(what)
         topics.KINDS["trade"] = PrebuiltTopic

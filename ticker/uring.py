@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 logger = logging.getLogger(__name__)
 
-#: The same on every architecture that Linux was brought to since 2003.
+#: Of every architecture but alpha and mips, for which numpy has no wheels.
 _SETUP, _ENTER = 425, 426
 #: Go on with the batch after a row that cannot be submitted (Linux 5.18); one thread submits (6.0).
 _SUBMIT_ALL, _SINGLE_ISSUER = 1 << 7, 1 << 12
@@ -51,9 +51,11 @@ _REQUEST: Final = np.dtype(
 )
 _RESULT: Final = np.dtype({"names": ["user_data", "result"], "formats": ["u8", "i4"], "itemsize": 16})
 _WRAP: Final = 1 << 32
+#: Errors of a call that the next one need not have.
+_PASSING: Final = (errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOMEM)
 
 
-class Ring:
+class Uring:
     """Sends one buffer to many sockets; only from the thread that made it. The system has it back with the object.
 
     Attributes:
@@ -96,22 +98,28 @@ class Ring:
         """Send ``data`` to each socket, as far as it takes it now.
 
         Args:
-            files: File numbers, at most ``room``; a negative one is refused.
+            files: File numbers, at most ``room``, none of them twice; a negative one is refused.
             data: The buffer.
 
         Returns:
             int32, shape ``(len(files),)``: how many bytes each took; 0 or less: nothing, for whatever reason.
+
+        Raises:
+            OSError: The system does not take requests any more; nothing was sent.
         """
-        number = len(files)
+        number, tail = len(files), int(self._head[0])
+        taken = np.zeros(number, np.int32)
+        self._results_head[0] = self._results_tail[0]  # whatever an exception may have left here the last time
         self._files[:number] = files
         self._address[:number] = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value
         self._length[:number] = len(data)
-        for begin, end, place in _parts(int(self._tail[0]), number, self.room):
+        for begin, end, place in _parts(tail, number, self.room):
             self._order[place : place + end - begin] = self._numbers[begin:end]
-        self._tail[0] = (int(self._tail[0]) + number) % _WRAP
-        self._call(_ENTER, self._file, number, 0, 0, None, 0)
+        self._tail[0] = (tail + number) % _WRAP
+        begun = self._call(_ENTER, self._file, number, 0, 0, None, ctypes.c_size_t(0))
         self._tail[0] = self._head[0]  # what the kernel has not begun, for want of memory say, is taken back
-        taken = np.zeros(number, np.int32)
+        if begun < 0 and ctypes.get_errno() not in _PASSING:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         head = int(self._results_head[0])
         for begin, end, place in _parts(head, (int(self._results_tail[0]) - head) % _WRAP, len(self._results)):
             results = self._results[place : place + end - begin]
@@ -128,12 +136,12 @@ def _parts(first: int, number: int, size: int) -> list[tuple[int, int, int]]:
     return parts if straight < number else parts[:1]
 
 
-def open_ring() -> Ring | None:
+def open_ring() -> Uring | None:
     """Return a ring, or None where there can be none: not Linux, too old, or forbidden, as in most containers."""
     if sys.platform != "linux":
         return None
     try:
-        return Ring()
+        return Uring()
     except OSError as error:
         logger.debug("no io_uring here (%s); a send is a system call", errno.errorcode.get(error.errno or 0, error))
         return None
