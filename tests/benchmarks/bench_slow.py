@@ -12,7 +12,7 @@ import msgspec
 
 from tests.benchmarks import bench_crowd
 from tests.benchmarks.audience import Audience, Load
-from tests.benchmarks.bench_fanout import SUBSCRIBE
+from tests.benchmarks.contenders import SUBSCRIBE
 from tests.benchmarks.processes import LIFETIME_S, LOAD_CORE, Bench, Process, peer, result_of, running, serving
 from tests.benchmarks.report import Row
 
