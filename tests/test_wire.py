@@ -8,8 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ticker.errors import Code, RequestError
-from ticker.orders.params import AddOrderParams
-from ticker.wire import MalformedRequestError, SubscribeParams, decode_request, instant_ns, params_of
+from ticker.orders.params import AddOrderParams, BatchAddParams
+from ticker.wire import (
+    MalformedRequestError,
+    ReplayAction,
+    Request,
+    SubscribeParams,
+    decode_request,
+    instant_ns,
+    params_of,
+)
 
 
 def refused(text: str) -> Code:
@@ -75,6 +83,34 @@ def test_a_wrong_parameter_is_refused_by_name(params, field):
     with pytest.raises(RequestError, match=field) as error:
         params_of(request, SubscribeParams)
     assert error.value.code is Code.INVALID_FIELD
+
+
+@pytest.mark.parametrize(
+    ("kind", "params", "ending"),
+    [
+        (AddOrderParams, {"order_type": "limit", "side": "by"}, "at `$.side`, which is one of buy, sell"),
+        (
+            AddOrderParams,
+            {"order_type": "limit", "side": "buy", "symbol": "A/B", "order_qty": 1, "triggers": {"reference": "x"}},
+            "at `$.triggers.reference`, which is one of last",
+        ),
+        (
+            BatchAddParams,
+            {
+                "symbol": "A/B",
+                "orders": [{"order_type": "limit", "order_qty": 1, "side": side} for side in ("buy", "")],
+            },
+            "at `$.orders[1].side`, which is one of buy, sell",
+        ),
+        (ReplayAction, {"action": "stopp"}, "which is one of pause, resume, seek, speed, step, stop"),
+        (AddOrderParams, {"order_type": "limit", "side": "buy", "symbol": 1}, "got `int` - at `$.symbol`"),
+        (AddOrderParams, {}, "missing required field `order_type`"),
+    ],
+)
+def test_a_wrong_word_is_answered_with_those_that_are_allowed(kind, params, ending):
+    with pytest.raises(RequestError) as error:
+        params_of(Request("m", params), kind)
+    assert error.value.text.endswith(ending)
 
 
 @given(st.decimals(min_value="0.00000001", max_value="1000000000", places=8))

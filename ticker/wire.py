@@ -268,6 +268,8 @@ HEARTBEAT: Final = b'{"channel":"heartbeat"}'
 encode = msgspec.json.Encoder(decimal_format="number").encode
 
 _FIELD: Final = re.compile(r"(?:at `\$\.|field `)(\w+)")
+#: A step of the path of a validation error: into a field, or into an item of a list.
+_STEP: Final = re.compile(r"\.(\w+)|(\[)")
 _Params = TypeVar("_Params", bound=msgspec.Struct)
 
 
@@ -309,7 +311,25 @@ def params_of(request: Request, kind: type[_Params]) -> _Params:
     except msgspec.ValidationError as error:
         found = _FIELD.search(str(error))
         text, field = f"{request.method}: {error}"[:MAX_ECHO], found[1] if found else None
+        if words := _words_at(str(error), kind):
+            text += f", which is one of {', '.join(words)}"
         raise RequestError(text, Code.INVALID_FIELD, field=field) from None
+
+
+def _words_at(error: str, kind: type[msgspec.Struct]) -> list[str]:
+    """Return the words that are allowed where a validation error says that it is, none where any word is."""
+    parts = _parts([msgspec.inspect.type_info(kind)])
+    for name, item in _STEP.findall(error.rpartition(" - at `$")[2]):
+        if item:
+            parts = _parts([part.item_type for part in parts if isinstance(part, msgspec.inspect.CollectionType)])
+        else:
+            structs = [part for part in parts if isinstance(part, msgspec.inspect.StructType)]
+            parts = _parts([field.type for part in structs for field in part.fields if field.encode_name == name])
+    return [str(word) for part in parts if isinstance(part, msgspec.inspect.LiteralType) for word in part.values]
+
+
+def _parts(types: list[msgspec.inspect.Type]) -> list[msgspec.inspect.Type]:
+    return [part for found in types for part in getattr(found, "types", (found,))]
 
 
 def params_in(text: str, what: str, kind: type[_Params]) -> _Params:
