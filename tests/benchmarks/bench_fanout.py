@@ -16,7 +16,17 @@ from typing import Final
 import msgspec
 
 from tests.benchmarks.audience import Audience, Load
-from tests.benchmarks.contenders import BROADCAST, C_LOOP, LIMITS, PICOWS, WITHOUT_RING, Contender, found, ours
+from tests.benchmarks.contenders import (
+    BROADCAST,
+    C_LOOP,
+    LIMITS,
+    PICOWS,
+    TRIO_LOOP,
+    WITHOUT_RING,
+    Contender,
+    found,
+    ours,
+)
 from tests.benchmarks.processes import Bench, result_of
 from tests.benchmarks.report import Row
 
@@ -124,7 +134,7 @@ def most(name: str, subscribers: int) -> float | None:
     """Return what the ratio to a peer may be at most, None where there is no goal."""
     if name == C_LOOP:
         return MOST_OF_C.get(subscribers)
-    if name in (*LIMITS, WITHOUT_RING):
+    if name in (*LIMITS, TRIO_LOOP, WITHOUT_RING):
         return None
     return MOST_OF_PICOWS if name == PICOWS else 1.0
 

@@ -18,6 +18,7 @@ from tests.benchmarks.processes import LIFETIME_S, Bench, NotAvailableError, Pro
 
 C_LOOP: Final = "C send() loop"
 PYTHON_LOOP: Final = "Python socket.send loop"
+TRIO_LOOP: Final = "the same loop on Trio"
 #: What no server can be below.
 LIMITS: Final = (C_LOOP, PYTHON_LOOP)
 WITHOUT_RING: Final = "ours without io_uring"
@@ -73,6 +74,7 @@ def found(bench: Bench) -> dict[str, Contender | str]:
             lambda size, rate: serving([bench.program("sendlimit"), str(size), str(rate), str(LIFETIME_S)])
         ),
         PYTHON_LOOP: _module("send_loop"),
+        TRIO_LOOP: _module("trio_loop"),
         PICOWS: _module("picows_send") if find_spec("picows") else "picows (pip install .[bench])",
         BROADCAST: _module("websockets_broadcast") if find_spec("websockets") else "websockets (pip install .[bench])",
         "uWebSockets (socketify)": _uwebsockets(),
