@@ -245,6 +245,24 @@ async def test_a_server_that_does_not_speak_json_objects(opened, fake, text):
         await opened.receive()
 
 
+async def test_records_without_an_acknowledgement_that_describes_them_end_the_connection(opened, fake):
+    fake.say_text(b"\x02" + bytes(80))
+    with pytest.raises(ConnectionLost, match="is this a ticker server"):
+        await opened.receive()
+
+
+@pytest.mark.parametrize("bad", [b"", b"\x02", b"\x01\x07\0\0\0", b"\x02\x07\0\0\0\x02"])
+async def test_records_that_are_not_whole_or_not_expected_end_the_connection(opened, fake, bad):
+    ext = {"listing": 7, "dtype": [["channel", "|u1"], ["listing", "<u4"]]}
+    fake.say({"method": "subscribe", "result": {"channel": "trade", "symbol": "BTC/USD"}, "success": True, "ext": ext})
+    fake.say_text(b"\x02\x07\0\0\0")
+    message = await opened.receive()
+    assert (message["data"]["listing"].tolist(), opened.listings) == ([7], {7: "BTC/USD"})
+    fake.say_text(bad)
+    with pytest.raises(ConnectionLost, match="is this a ticker server"):
+        await opened.receive()
+
+
 async def test_the_close_of_the_server_has_its_code_and_reason(autojump_clock):
     async with open_house(tcp=True) as house, open_connection(url_of(house)) as market:
         await market.request("ping")

@@ -124,6 +124,30 @@ async def test_sessions_and_the_servers_own_market_are_iterated_over_apart(folde
             assert (message["channel"], message.get("session")) == ("trade", None)
 
 
+async def test_records_find_their_session_and_their_symbol(folder) -> None:
+    async with served(folder) as house, connected(house) as market:
+        await market.subscribe("trade", ["BTC/USD"], encoding="struct")
+        async with open_replay(market, "day1", **PAUSED) as one, open_replay(market, "day1", **PAUSED) as two:
+            for replay in (one, two):
+                await replay.subscribe("trade", ["BTC/USD"], encoding="struct")
+            await house.trade(1)
+            await one.control("step", events=2)
+            await two.control("step", events=5)
+            for source, count in ((two, 5), (one, 2), (market, 1)):
+                found: list[Any] = []
+                while len(found) < count:
+                    message = await anext(source)
+                    if message["channel"] == "trade":
+                        assert message.get("session") == getattr(source, "session", None)
+                        assert {market.listings[number] for number in message["data"]["listing"]} == {"BTC/USD"}
+                        found += message["data"][["price", "qty"]].tolist()
+                assert (
+                    found == [(60000.1, 0.12345678)]
+                    if source is market
+                    else [(100 + k / 10, 0.1) for k in range(count)]
+                )
+
+
 async def test_what_cannot_be_replayed_is_refused_and_leaves_nothing(folder) -> None:
     async with served(folder) as house, connected(house) as market:
         with pytest.raises(ActionRefused, match="Unknown source day2"):

@@ -7,7 +7,9 @@ So nothing is read while nobody waits, and the server notices that its client is
 :func:`open_stream` keeps a connection open, with backoff, and subscribes again after each loss.
 
 Messages are plain dicts. Numbers with decimals are :class:`~decimal.Decimal`, digit by digit as the server printed
-them. This module must not know of terminals, nor import anything of the server side.
+them. With ``encoding="struct"`` a message's "data" is a numpy array of records; which symbol a record is of, says
+:attr:`Connection.listings` of its field "listing".
+This module must not know of terminals, nor import anything of the server side.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any, Final, Literal, NoReturn
 from urllib.parse import urlsplit
 
 import msgspec
+import numpy as np
 import trio
 import trio_websocket
 
@@ -48,6 +51,8 @@ MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 LONGEST_ABSENCE_S: Final = 60.0
 #: Close codes with which a server says that coming back is of no use.
 FINAL_CLOSE_CODES: Final = range(4500, 5000)
+#: What the first byte of a binary message says.
+PACKED_CHANNELS: Final = {1: "ticker", 2: "trade", 3: "book", 4: "ohlc"}
 
 _decode: Final = msgspec.json.Decoder(float_hook=Decimal).decode
 
@@ -110,6 +115,7 @@ class Connection:
         subprotocol: Which of those offered the server speaks; None if none.
         unread: Messages that have arrived and were not iterated over.
         apart: The same of replay sessions that are iterated over by themselves, by session.
+        listings: Of subscriptions with ``encoding="struct"``: the symbol by the number that records have for it.
     """
 
     def __init__(self, url: str, socket: trio_websocket.WebSocketConnection, subprotocol: str | None = None) -> None:
@@ -117,6 +123,9 @@ class Connection:
         self.subprotocol = subprotocol
         self.unread: deque[Message] = deque()
         self.apart: dict[str, deque[Message]] = {}
+        self.listings: dict[int, str] = {}
+        self._sessions: dict[int, str] = {}  # of these listings, those that are of a replay session
+        self._dtypes: dict[str, np.dtype[np.void]] = {}  # of records, by channel
         self._socket = socket
         self._req_ids = itertools.count(1)
         self._replies: dict[int, list[Message]] = {}
@@ -247,10 +256,11 @@ class Connection:
         """Put a message where it is waited for."""
         message = None
         with contextlib.suppress(msgspec.DecodeError, ValueError):
-            message = _decode(data)
+            message = self._unpacked(data) if isinstance(data, bytes) else _decode(data)
         if not isinstance(message, dict):
             self._end(ConnectionLost(f"{self.url} sent something that is not a JSON object; is this a ticker server?"))
         elif "method" in message:
+            self._note_records(message)
             self._replies.get(message.get("req_id", 0), []).append(message)
         elif len(unread := self.apart.get(_session_of(message), self.unread)) >= MAX_UNREAD:
             self._end(ConnectionLost(f"{self.url}: {MAX_UNREAD} messages came that nobody read; iterate meanwhile"))
@@ -260,6 +270,29 @@ class Connection:
             elif message.get("channel") == "status":
                 self._away_s = message["data"][0].get("reconnect_after_ms", 0) / 1000
             unread.append(message)
+
+    def _note_records(self, reply: Message) -> None:
+        """Note what an acknowledgement says of the records to come."""
+        ext = reply.get("ext") or {}
+        if "dtype" in ext:
+            granted, listing = reply["result"], ext["listing"]
+            self._dtypes[granted["channel"]] = np.dtype([(name, kind) for name, kind in ext["dtype"]])
+            self.listings[listing] = granted["symbol"]
+            if "session" in granted:
+                self._sessions[listing] = granted["session"]
+
+    def _unpacked(self, data: bytes) -> Message:
+        """Return a message of records, which are all of one channel and one session.
+
+        Raises:
+            ValueError: It is none.
+        """
+        channel = PACKED_CHANNELS.get(data[0] if data else 0, "")
+        if channel not in self._dtypes:
+            raise ValueError("binary, and no acknowledgement has said what it looks like")
+        records = np.frombuffer(data, self._dtypes[channel])
+        session = self._sessions.get(int(records["listing"][0]), "")
+        return {"channel": channel, "data": records} | ({"session": session} if session else {})
 
     def _end(self, error: ConnectionLost) -> ConnectionLost:
         """Note why the connection has ended; the first reason counts."""
