@@ -242,7 +242,6 @@ class Playback:
 
     def statistics(self) -> ReplayStatistics:
         """Return where the tape is and how late its rows were."""
-        length, played = self.end_ns - self.start_ns, self._position_ns - self.start_ns
         return ReplayStatistics(
             state=self.state,
             speed=self._speed,
@@ -253,11 +252,16 @@ class Playback:
             position_ns=self._position_ns,
             start_ns=self.start_ns,
             end_ns=self.end_ns,
-            progress=1.0 if self._phase == "ended" else (played / length if length else 0.0),
+            progress=1.0 if self._phase == "ended" else self.progress_at(self._position_ns),
             lateness_p50_ms=self.lateness.percentile(0.50),
             lateness_p99_ms=self.lateness.percentile(0.99),
             lateness_max_ms=self.lateness.max_ms,
         )
+
+    def progress_at(self, ts_ns: int) -> float:
+        """Return the share of the tape's time that lies behind an instant of it, ns UTC."""
+        length = self.end_ns - self.start_ns
+        return (ts_ns - self.start_ns) / length if length else 0.0
 
     def _forget_steps(self) -> None:
         self._steps, self._until_ns = 0, self.start_ns

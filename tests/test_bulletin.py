@@ -20,6 +20,7 @@ from tests.serving import House, Peer, open_house
 from tests.test_replays import ask, code, opened, row, start
 from ticker import info
 from ticker.bulletin import Bulletin
+from ticker.codec import rfc3339_exact
 from ticker.history import History, HistoryOptions
 from ticker.replays import ReplaysOptions
 
@@ -111,6 +112,41 @@ async def test_digests_come_every_so_many_rows_and_after_a_seek_from_the_start_a
     assert list(first)[:-1] == list(range(20, list(first)[-1], 20))
     assert len(first) > 10
     assert first == {events: second[events] for events in first}
+
+
+async def test_every_pass_of_a_loop_ends_with_the_digest_of_the_recording(folder, autojump_clock) -> None:
+    autojump_clock.autojump_threshold = 0.02
+    feed = tape(folder, start_paused=True, loop=True)
+    recording = open_recording(folder / "day1")
+    whole = {"events": info.describe(recording).rows, "sha256": info.digest(str(folder / "day1"))}
+    async with open_house(feed, replays=ReplaysOptions(digest_events=20)) as house:
+        peer = await look(house)
+        feed.playback.resume()
+        rows: list[dict[str, Any]] = []
+        while len({told["epoch"] for told in rows}) < 4:
+            rows += (await peer.message_of("replay"))["data"]
+    for epoch in list(dict.fromkeys(told["epoch"] for told in rows))[:3]:
+        last = [told for told in rows if told["epoch"] == epoch][-1]
+        assert (last["digest"], last["progress"], last["state"]) == (whole, 1, "playing")
+        assert last["ts"] == rfc3339_exact(recording.end_ns)
+
+
+async def test_what_a_seek_breaks_off_has_a_digest(folder, autojump_clock) -> None:
+    autojump_clock.autojump_threshold = 0.02
+    feed = tape(folder, start_paused=True)
+    async with open_house(feed) as house:
+        peer = await look(house)
+        (first,) = (await peer.message_of("replay"))["data"]
+        feed.playback.step(7)
+        while feed.playback.statistics().rows < 7:
+            await trio.testing.wait_all_tasks_blocked()
+        position, played = feed.playback.statistics().position_ns, feed.playback.statistics().rows
+        feed.playback.seek(START_NS)
+        rows = [first]
+        while rows[-1]["epoch"] == first["epoch"]:
+            rows += (await peer.message_of("replay"))["data"]
+    assert (rows[-2]["digest"]["events"], rows[-2]["ts"]) == (played, rfc3339_exact(position))
+    assert rows[-1]["digest"] is None
 
 
 # What else is told

@@ -1,7 +1,8 @@
 """Where a replay is, told to whoever reads the ``replay`` channel: the server's own tape and replays on request alike.
 
 Readers hear it at once when an epoch begins or ends, when a digest is due and when somebody controls the tape; besides
-that once a second while it plays. Nothing here moves the tape. It must not know requests, sessions or sockets.
+that once a second while it plays. An epoch that is over, be it a pass of a loop or what a seek has broken off, is told
+once more with the digest of all of it. Nothing here moves the tape. It must not know requests, sessions or sockets.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Bulletin:
         self._label = {"session": session} if session else {}
         self._checkpoints = Checkpoints(digest_events)
         self._told: dict[str, Any] = {}  # the row that readers heard last
+        self._played_ns = 0  # up to where
         self._over = False
         self._error = ""
 
@@ -76,7 +78,10 @@ class Bulletin:
         """Tell everybody where the tape is; that it has been stopped they hear once it is over."""
         if self._playback.stopped and not self._over:
             return
-        row = self._told = self.row()
+        self._tell(self.row())
+
+    def _tell(self, row: dict[str, Any]) -> None:
+        self._told = row
         for reader in list(self.readers):
             reader.told(row)
 
@@ -91,16 +96,25 @@ class Bulletin:
 
     def pass_over(self, batch: Batch) -> None:
         """Take in a batch that has been published."""
+        self._played_ns = batch.ts
         if self._checkpoints.pass_over(batch):
             self.report()
 
     def mark(self, marker: Marker) -> None:
         """Take in a marker that the market has just taken in."""
         if marker.kind == "epoch":
+            self._conclude()
             self._checkpoints.begin()
         elif marker.kind == "end":
             self._checkpoints.end()
         self.report()
+
+    def _conclude(self) -> None:
+        """Tell how far the last epoch came, with its digest, unless readers know; the market has begun the next one."""
+        digest = self._checkpoints.end()
+        if digest.events and self._told["digest"] != digest:
+            progress = round(self._playback.progress_at(self._played_ns), 4)
+            self._tell(self._told | {"ts": rfc3339_exact(self._played_ns), "progress": progress, "digest": digest})
 
     def finish(self, error: str = "") -> None:
         """Tell everybody that the tape is over, and why if it broke off."""

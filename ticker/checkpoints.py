@@ -52,17 +52,19 @@ class Checkpoints:
         self._add(batch)
         return self.last is not before
 
-    def end(self) -> None:
+    def end(self) -> Checkpoint:
         """Take the digest of everything, where the stream has ended."""
-        if self.last is None or self.last.events != self._rows:
-            self._note()
+        if self.last is not None and self.last.events == self._rows:
+            return self.last
+        return self._note()
 
     def _add(self, batch: Batch) -> None:
         self._digest.update(batch)
         self._rows += len(batch)
 
-    def _note(self) -> None:
+    def _note(self) -> Checkpoint:
         self.last = Checkpoint(self._rows, self._digest.hexdigest())
+        return self.last
 
 
 def _cut(batch: Batch, rows: int) -> tuple[Batch, Batch]:
