@@ -13,6 +13,7 @@ This module must not know of channels or of printing. It reads no clock: time is
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, Final, Self
 
 import msgspec
@@ -72,7 +73,26 @@ def _traded(trades: Trades) -> Trades:
 
 
 def _runs(trades: Trades, period: I64, newest: I64) -> _Runs:
-    """Reduce at least one trade to runs.
+    """Reduce at least one trade to runs; arguments as of :func:`_lined_up`."""
+    order, ids, period = _lined_up(trades, period, newest)
+    bounds = _bounds(ids * _KEY + period)
+    starts, stops = bounds[:-1], bounds[1:]
+    price, qty = trades.price[order], trades.qty[order]
+    return _Runs(
+        instrument=ids[starts],
+        period=period[starts],
+        open=price[starts],
+        high=np.maximum.reduceat(price, starts),
+        low=np.minimum.reduceat(price, starts),
+        close=price[stops - 1],
+        volume=np.add.reduceat(qty, starts),
+        notional=np.add.reduceat(price.astype(np.float64) * qty, starts),
+        trades=stops - starts,
+    )
+
+
+def _lined_up(trades: Trades, period: I64, newest: I64) -> tuple[npt.NDArray[np.intp], I64, I64]:
+    """Return the order of trades by instrument, and in this order their instruments and periods.
 
     Args:
         trades: Of any instruments, in the order of the tape.
@@ -87,20 +107,12 @@ def _runs(trades: Trades, period: I64, newest: I64) -> _Runs:
     # Instrument and period in one key: one running maximum then serves all instruments. Minutes need 29 bits.
     key = ids * _KEY + np.maximum(period[order], newest[ids])
     np.maximum.accumulate(key, out=key)
-    bounds = _bounds(key)
-    starts, stops = bounds[:-1], bounds[1:]
-    price, qty, ids = trades.price[order], trades.qty[order], ids[starts]
-    return _Runs(
-        instrument=ids,
-        period=key[starts] - ids * _KEY,
-        open=price[starts],
-        high=np.maximum.reduceat(price, starts),
-        low=np.minimum.reduceat(price, starts),
-        close=price[stops - 1],
-        volume=np.add.reduceat(qty, starts),
-        notional=np.add.reduceat(price.astype(np.float64) * qty, starts),
-        trades=stops - starts,
-    )
+    return order, ids, key - ids * _KEY
+
+
+def _minutes_of(trades: Trades) -> I64:
+    """Return when each trade happened, by the venue's clock where it gave a time; minutes since 1970."""
+    return np.where(trades.ts_event == MISSING, trades.ts_recv, trades.ts_event) // MINUTE_NS
 
 
 def _bounds(values: I64 | I32) -> npt.NDArray[np.intp]:
@@ -322,18 +334,33 @@ class Candle(msgspec.Struct, frozen=True):
     trades: int
 
 
-class ClosedCandle(msgspec.Struct, frozen=True):
-    """A candle that a later one has followed.
+class CandleColumns(msgspec.Struct, frozen=True):
+    """The candle that each of some trades went into, as it was after it: ordered by instrument, then as on the tape.
+
+    Trades of size 0 are left out.
 
     Attributes:
-        interval_index: Which of :attr:`Candles.INTERVALS`.
-        instrument: Dense id.
-        candle: Its final state.
+        instrument: int32 dense id, shape ``(m,)``.
+        seq: int64 place of the trade on the tape, shape ``(m,)``.
+        begin_ns: int64 ns UTC, shape ``(m,)``.
+        close: int64 ticks: the trade's price, shape ``(m,)``.
+        sums: Everything else.
     """
 
-    interval_index: int
-    instrument: int
-    candle: Candle
+    instrument: I32
+    seq: I64
+    begin_ns: I64
+    close: I64
+    sums: Sums
+
+    def candles(self, rows: npt.NDArray[np.intp]) -> list[Candle]:
+        """Return the rows picked by an index array."""
+        sums = self.sums.pick(rows)
+        columns = (
+            self.begin_ns[rows], sums.open, sums.high, sums.low, self.close[rows], sums.volume,
+            sums.notional / sums.volume, sums.count,
+        )  # fmt: skip
+        return [Candle(*row) for row in zip(*[column.tolist() for column in columns], strict=True)]
 
 
 class Candles:
@@ -343,12 +370,6 @@ class Candles:
     a candle once closed stays as it was sent: a late trade goes into the current candle of each interval. Candles
     begin at multiples of their interval since 1970, so a week begins on a Thursday. An interval
     without trades has no candle, and a candle is current until a trade of a later one comes.
-
-    Attributes:
-        touched: int32 dense ids, sorted: the instruments whose current candles the last :meth:`apply` changed, which
-            is that of every interval.
-        just_closed: What the last :meth:`apply` closed, oldest first per interval and instrument, so that the final
-            row of a candle can be sent before the first row of the next.
     """
 
     #: Minutes; Kraken's ``ohlc`` channel, WebSocket v2. All are multiples of the first.
@@ -375,8 +396,6 @@ class Candles:
         self._notional = np.zeros(slots, dtype=np.float64)
         self._trades = np.zeros(slots, dtype=np.int64)
         self._closed: dict[int, deque[Candle]] = {}
-        self.touched: I32 = np.empty(0, dtype=np.int32)
-        self.just_closed: list[ClosedCandle] = []
 
     def apply(self, trades: Trades) -> None:
         """Take in the trades of one batch.
@@ -385,21 +404,49 @@ class Candles:
         longer the time that it spans.
         """
         trades = _traded(trades)
-        self.just_closed = []
         if not len(trades):
-            self.touched = np.empty(0, dtype=np.int32)
             return
-        time = np.where(trades.ts_event == MISSING, trades.ts_recv, trades.ts_event)
-        runs = _runs(trades, time // MINUTE_NS, self._newest)
+        runs = _runs(trades, _minutes_of(trades), self._newest)
         bounds = _bounds(runs.instrument)
         last = bounds[1:] - 1
-        self.touched = runs.instrument[last].astype(np.int32)
-        self._newest[self.touched] = runs.period[last]
+        self._newest[runs.instrument[last]] = runs.period[last]
         if len(last) == len(runs.period):
             self._merge(runs)
         else:
             for rows in _passes(bounds):
                 self._merge(runs.pick(rows))
+
+    def apply_each(self, trades: Trades, interval_indices: Iterable[int]) -> dict[int, CandleColumns]:
+        """Take in the trades of one batch, and return the candles of some intervals after each of them.
+
+        They are those that :meth:`apply` would give trade by trade, to the last digit.
+        """
+        trades = _traded(trades)
+        order, instrument, minute = _lined_up(trades, _minutes_of(trades), self._newest)
+        trades = trades.take(order)
+        each = {index: self._after_each(index, trades, instrument, minute) for index in interval_indices}
+        self.apply(trades)
+        last = _bounds(instrument)[1:] - 1
+        for index, columns in each.items():
+            self._notional[index * self._n + instrument[last]] = columns.sums.notional[last]  # added up in that order
+        return each
+
+    def _after_each(self, interval_index: int, trades: Trades, instrument: I64, minute: I64) -> CandleColumns:
+        width = self.INTERVALS[interval_index]
+        begin = minute // width * width
+        bounds = _bounds(instrument * _KEY + begin)
+        slot = interval_index * self._n + instrument[bounds[:-1]]
+        begun = (self._begin[slot] == begin[bounds[:-1]]) & (self._trades[slot] > 0)
+        before = Sums(
+            open=self._open[slot],
+            low=np.where(begun, self._low[slot], HIGHEST),
+            high=np.where(begun, self._high[slot], MISSING),
+            volume=np.where(begun, self._volume[slot], 0),
+            notional=np.where(begun, self._notional[slot], 0.0),
+            count=np.where(begun, self._trades[slot], 0),
+        )
+        sums = before.after_each(trades.price, trades.qty, bounds)
+        return CandleColumns(trades.instrument, trades.seq, begin * MINUTE_NS, trades.price, sums)
 
     def _merge(self, runs: _Runs) -> None:
         """Merge runs of different instruments into the current candles of all intervals."""
@@ -429,12 +476,10 @@ class Candles:
     def _keep(self, slot: I64) -> None:
         """Put the candles in these slots, each with a trade, with the closed ones."""
         for index, candle in zip(slot.tolist(), self._read(slot), strict=True):
-            interval, instrument = divmod(index, self._n)
             ring = self._closed.get(index)
             if ring is None:
                 ring = self._closed[index] = deque(maxlen=self.KEPT)
             ring.append(candle)
-            self.just_closed.append(ClosedCandle(interval, instrument, candle))
 
     def _read(self, slot: I64) -> list[Candle]:
         """Return the current candles in these slots, each of which has a trade."""
@@ -464,14 +509,13 @@ class Candles:
         slot = self._slot(interval_index, instrument)
         return self._read(np.array([slot]))[0] if self._trades[slot] else None
 
-    def closed(self, interval_index: int, instrument: int, after_begin_ns: int = MISSING) -> list[Candle]:
-        """Return the closed candles that began after ``after_begin_ns`` (ns UTC), oldest first, at most :attr:`KEPT`.
+    def closed(self, interval_index: int, instrument: int) -> list[Candle]:
+        """Return the closed candles, oldest first, at most :attr:`KEPT`.
 
         Raises:
             IndexError: There is no such interval or instrument.
         """
-        ring = self._closed.get(self._slot(interval_index, instrument), ())
-        return [candle for candle in ring if candle.begin_ns > after_begin_ns]
+        return list(self._closed.get(self._slot(interval_index, instrument), ()))
 
 
 def _passes(bounds: npt.NDArray[np.intp]) -> list[npt.NDArray[np.intp]]:

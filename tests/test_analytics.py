@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feeds.analytics import MINUTE_NS, Candle, Candles, ClosedCandle, DayRows, DayStatistics
+from feeds.analytics import MINUTE_NS, Candle, Candles, DayRows, DayStatistics
 from feeds.records import BUY, LAST, MISSING, Trades
 
 RECORDINGS = Path(__file__).parents[2] / "shared" / "data" / "recordings"
@@ -223,7 +223,6 @@ def test_a_market_of_more_than_32767_instruments_keeps_them_apart():
     day.apply(batch)
     candles.apply(batch)
     assert day.rows(np.array([4, 39_999], dtype=np.int32), T0).last_px.tolist() == [2, 3]
-    assert candles.touched.tolist() == [4, 39_999]
     assert candles.current(8, 39_999).open == 1
 
 
@@ -246,20 +245,29 @@ def test_candles_equal_the_naive_ones_however_the_tape_is_cut(stream):
             assert all(same(a, b) for a, b in zip(closed, expected[:-1], strict=True))
 
 
-@reproducible
-@given(streams())
-def test_what_the_last_batch_closed_and_touched_is_told(stream):
-    prints, cuts = stream
-    candles, before = Candles(N), {}
-    keys = [(index, instrument) for index in range(len(Candles.INTERVALS)) for instrument in range(N)]
-    for batch in batches(prints, cuts):
-        candles.apply(batch)
-        traded = {i for i, qty in zip(batch.instrument.tolist(), batch.qty.tolist(), strict=True) if qty}
-        assert candles.touched.tolist() == sorted(traded)
-        for key in keys:
-            told = [c.candle for c in candles.just_closed if (c.interval_index, c.instrument) == key]
-            assert candles.closed(*key) == before.get(key, []) + told
-            before[key] = candles.closed(*key)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 40), st.integers(1, 4))
+def test_candles_after_each_trade_are_those_of_one_trade_at_a_time_to_the_last_digit(seed, count, batches):
+    random = np.random.default_rng(seed)
+    together, singly = Candles(N), Candles(N)
+    now, indices = 100 * HALF_HOUR_NS, (0, 1, 4)
+    for _ in range(batches):
+        now += int(random.choice([1, HALF_HOUR_NS]))
+        lows, highs = (0, 5_000_000, -(10**9), 0, 0), (3 * MINUTE_NS, 7_000_000, 10**10, N, 2 * MINUTE_NS)
+        columns = [random.integers(low, high, count) for low, high in zip(lows, highs, strict=True)]
+        columns[0] = now + np.sort(columns[0])
+        columns[2] = np.maximum(columns[2], 0)  # some of size 0
+        batch = trades([Print(*row) for row in zip(*[column.tolist() for column in columns], strict=True)])
+        each = together.apply_each(batch, indices)
+        expected: dict[int, list[tuple[int, Candle]]] = {index: [] for index in indices}
+        for k in np.argsort(batch.instrument, kind="stable").tolist():
+            singly.apply(batch.slice(k, k + 1))
+            instrument = int(batch.instrument[k])
+            for index in indices if batch.qty[k] else ():
+                expected[index].append((instrument, singly.current(index, instrument)))
+        for index in indices:
+            rows = np.arange(len(each[index].instrument))
+            assert list(zip(each[index].instrument.tolist(), each[index].candles(rows), strict=True)) == expected[index]
+            assert [together.current(index, i) for i in range(N)] == [singly.current(index, i) for i in range(N)]
 
 
 def test_a_late_trade_goes_into_the_current_candle():
@@ -268,7 +276,7 @@ def test_a_late_trade_goes_into_the_current_candle():
     candles.apply(trades([Print(start + 5, price=10)]))
     candles.apply(trades([Print(start + 6, price=99, late=2 * MINUTE_NS)]))
     assert candles.current(0, 0) == Candle(start, 10, 99, 10, 99, 2, 54.5, 2)
-    assert (candles.closed(0, 0), candles.just_closed) == ([], [])
+    assert candles.closed(0, 0) == []
 
 
 def test_a_candle_without_an_event_time_takes_the_receive_time():
@@ -282,22 +290,21 @@ def test_zero_size_prints_are_neither_a_price_nor_a_trade():
     for batch in ([Print(T0, price=10)], [Print(T0, price=1, qty=0), Print(T0, price=99, qty=0)]):
         candles.apply(trades(batch))
         day.apply(trades(batch))
-    assert candles.touched.tolist() == []
     assert fields(candles.current(0, 0))[1:] == (10, 10, 10, 10, 1, 10.0, 1)
     assert row(day.rows(np.array([0], dtype=np.int32), T0), 0)["low"] == 10
 
 
-def test_a_candle_that_closes_is_told_once_and_before_the_next():
+def test_a_candle_closes_with_the_first_trade_of_the_next():
     start = T0 - T0 % DAY_NS
     candles = Candles(2)
     candles.apply(trades([Print(start, price=1, qty=2, instrument=1)]))
     candles.apply(trades([Print(start + MINUTE_NS, price=5, instrument=1)]))
-    assert candles.just_closed[0] == ClosedCandle(0, 1, Candle(start, 1, 1, 1, 1, 2, 1.0, 1))
-    assert {c.interval_index for c in candles.just_closed} == {0}
+    assert candles.closed(0, 1) == [Candle(start, 1, 1, 1, 1, 2, 1.0, 1)]
+    assert candles.closed(1, 1) == []
     assert candles.current(0, 1).begin_ns == start + MINUTE_NS
     assert candles.current(1, 1).volume == 3
     candles.apply(Trades.empty())
-    assert (candles.just_closed, candles.touched.tolist()) == ([], [])
+    assert len(candles.closed(0, 1)) == 1
 
 
 def test_only_the_last_720_closed_candles_are_kept():
@@ -306,14 +313,13 @@ def test_only_the_last_720_closed_candles_are_kept():
     candles.apply(trades([Print(start + i * MINUTE_NS, price=i) for i in range(1000)]))
     closed = candles.closed(0, 0)
     assert [c.open for c in closed] == list(range(1000 - 1 - 720, 999))
-    assert candles.closed(0, 0, after_begin_ns=start + 997 * MINUTE_NS) == closed[-1:]
 
 
 def test_candles_reset_forgets():
     candles = Candles(1)
     candles.apply(trades([Print(T0), Print(T0 + MINUTE_NS)]))
     candles.reset()
-    assert (candles.current(0, 0), candles.closed(0, 0), candles.just_closed) == (None, [], [])
+    assert (candles.current(0, 0), candles.closed(0, 0)) == (None, [])
     candles.apply(trades([Print(T0 - DAY_NS)]))
     assert candles.current(0, 0).begin_ns < T0 - DAY_NS + 1
 

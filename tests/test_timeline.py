@@ -1,4 +1,4 @@
-"""Tickers after every event of a batch, made by column: the same bytes as when each event is a batch of its own."""
+"""Tickers and candles after every event, made by column: the same bytes as when each event is a batch of its own."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ import numpy as np
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from feeds.analytics import Candles
 from feeds.records import LAST, MISSING, SET, Batch, Levels, Quotes, Trades
 from tests.scripted import INSTRUMENTS, START_NS
 from ticker.history import History, HistoryOptions
+from ticker.intake import take_in
 from ticker.listings import Listings
 from ticker.timeline import timeline
 from ticker.topics import open_topic
 from ticker.topics.topic import TopicKey
 
 HOUR_NS = 3_600_000_000_000
-KEYS = [
+TICKERS = [
     TopicKey("ticker", variant, mode="batch", native=True, quoted=quoted, packed=packed)
     for variant in ("bbo", "trades")
     for quoted, packed in ((False, False), (True, False), (False, True))
+]
+CANDLES = [
+    TopicKey("ohlc", minutes, mode="raw", native=True, quoted=quoted, packed=packed)
+    for minutes, quoted, packed in ((1, False, False), (1, True, False), (30, False, True), (1440, False, False))
 ]
 #: Doubles cannot add up products of these exactly, so that the order of additions shows.
 PRICES = st.integers(5_000_000, 7_000_000)
@@ -30,13 +36,13 @@ BATCHES = st.lists(st.tuples(st.lists(ROW, min_size=1, max_size=20), WHEN) | st.
 
 
 class Side:
-    """A market as far as tickers need it."""
+    """A market as far as tickers and candles need it."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys: list[TopicKey]) -> None:
         self.history = History(INSTRUMENTS, HistoryOptions())
         self.history.epoch = "0000abcd"
         listings = Listings(INSTRUMENTS)
-        self.topics = [open_topic(key, self.history, listings) for key in KEYS]
+        self.topics = [open_topic(key, self.history, listings) for key in keys]
         for topic in self.topics:
             topic.acquire(range(len(listings)))
 
@@ -46,15 +52,8 @@ class Side:
             for topic in self.topics:
                 topic.applied(piece)
 
-    def by_column(self, batch: Batch) -> int:
-        first, rest = self.history.parted(batch)
-        if first:
-            self.one_by_one(first)
-        if rest:
-            events = self.history.apply_each(rest)
-            for topic in self.topics:
-                topic.applied_each(rest, events)
-        return len(rest)
+    def whole(self, batch: Batch) -> None:
+        take_in(batch, self.history, self.topics)
 
     def begin(self) -> None:
         self.history._begin()
@@ -101,10 +100,10 @@ def batch_of(rows, before_ns, first_seq, ns):
 
 
 @settings(max_examples=150, deadline=None)
-@given(BATCHES)
-def test_by_column_and_one_by_one_tell_the_same_bytes(batches):
-    columns, singly = Side(), Side()
-    ns, seq, whole = START_NS, 1, 0
+@given(BATCHES, st.sampled_from((TICKERS, CANDLES, TICKERS + CANDLES)))
+def test_by_column_and_one_by_one_tell_the_same_bytes(batches, keys):
+    columns, singly = Side(keys), Side(keys)
+    ns, seq, by_column = START_NS, 1, 0
     for happens in batches:
         if happens is None:
             columns.begin()
@@ -114,27 +113,34 @@ def test_by_column_and_one_by_one_tell_the_same_bytes(batches):
         ns += later_ns + before_ns
         batch = batch_of(rows, before_ns, seq, ns)
         seq += len(rows)
-        whole += columns.by_column(batch)
+        by_column += len(columns.history.parted(batch, tickers=keys is not CANDLES)[1])
+        columns.whole(batch)
         singly.one_by_one(batch)
         assert columns.told() == singly.told()
-    event(f"rows by column: {'some' if whole else 'none'}")
+    event(f"rows by column: {'some' if by_column else 'none'}")
     everything = np.arange(len(INSTRUMENTS), dtype=np.int32)
     assert columns.history.ticker_rows(everything) == singly.history.ticker_rows(everything)
+    for index in range(len(Candles.INTERVALS)):
+        sides = [[side.history.candles.closed(index, i) for i in everything.tolist()] for side in (columns, singly)]
+        assert [[candle.trades for candle in row] for row in sides[0]] == [[c.trades for c in row] for row in sides[1]]
+
+
+def parted(rows, before_ns, *, tickers):
+    return History(INSTRUMENTS, HistoryOptions()).parted(batch_of(rows, before_ns, 1, START_NS), tickers=tickers)
 
 
 def test_books_are_taken_one_by_one_only_until_their_first_quote():
-    side = Side()
     rows = [("B", 0, 100, 1, 0, 0), ("T", 1, 100, 1, 0, 0), ("Q", 0, 100, 1, 0, 0), ("B", 0, 99, 1, 0, 0)]
-    first, rest = side.history.parted(batch_of(rows, 0, 1, START_NS))
+    first, rest = parted(rows, 0, tickers=True)
     assert (first.levels.seq.tolist(), first.trades.seq.tolist(), len(first.quotes)) == ([1], [2], 0)
     assert (rest.quotes.seq.tolist(), rest.levels.seq.tolist(), len(rest.trades)) == ([3], [4], 0)
+    assert [len(part) for part in parted(rows, 0, tickers=False)] == [0, 4]
 
 
 def test_trades_from_before_the_half_hour_are_taken_one_by_one():
-    side = Side()
-    batch = batch_of([("T", 0, 100, 1, 0, 0), ("Q", 0, 100, 1, 0, 0)], HOUR_NS, 1, START_NS)
-    first, rest = side.history.parted(batch)
-    assert (len(first), len(rest)) == (2, 0)
+    rows = [("T", 0, 100, 1, 0, 0), ("Q", 0, 100, 1, 0, 0)]
+    assert [len(part) for part in parted(rows, HOUR_NS, tickers=True)] == [2, 0]
+    assert [len(part) for part in parted(rows, HOUR_NS, tickers=False)] == [0, 2]
 
 
 def test_what_holds_after_each_event_is_of_its_own_instrument():

@@ -8,14 +8,14 @@ or formats.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from feeds.analytics import Candles, DayRows, DayStatistics
+from feeds.analytics import CandleColumns, Candles, DayRows, DayStatistics
 from feeds.book import BookEvent, Books
 from feeds.instruments import MAX_UNITS, Instruments
 from feeds.records import I32, I64, LAST, MISSING, Batch, Levels, Marker, Quotes, Trades
@@ -92,7 +92,7 @@ class TickerColumns(msgspec.Struct, frozen=True):
 
 
 class TickerEvents(msgspec.Struct, frozen=True):
-    """The ticker after every single trade and quote of a batch: ordered by instrument, of each in the tape's order.
+    """The ticker after each trade and quote of a batch: ordered by instrument, of each in the tape's order.
 
     Attributes:
         instrument: int32 dense id, shape ``(m,)``.
@@ -105,6 +105,18 @@ class TickerEvents(msgspec.Struct, frozen=True):
     seq: I64
     is_quote: npt.NDArray[np.bool_]
     tickers: TickerColumns
+
+
+class Afterwards(msgspec.Struct, frozen=True):
+    """What held after every single event of a batch, for those who are told every event.
+
+    Attributes:
+        tickers: After each trade and quote; None if nobody asked.
+        candles: After each trade, by the minutes that were asked for.
+    """
+
+    tickers: TickerEvents | None
+    candles: dict[int, CandleColumns]
 
 
 class History:
@@ -186,16 +198,21 @@ class History:
         """
         if len(batch.trades):
             self.day.apply(batch.trades)
+            self.candles.apply(batch.trades)
         self._take_in(batch, on_book)
 
-    def parted(self, batch: Batch) -> tuple[Batch, Batch]:
+    def parted(self, batch: Batch, *, tickers: bool) -> tuple[Batch, Batch]:
         """Return the part of a batch that :meth:`apply_each` does not take, and the rest, that it does.
 
-        It does not take books as long as their touch stands in for quotes, nor trades from before the last half hour
-        began; and a single event is not worth it. Either part may be empty.
+        A single event is not worth it. With tickers it does not take books as long as their touch stands in for quotes,
+        nor trades from before the last half hour began. Either part may be empty.
         """
         levels, quotes = batch.levels, batch.quotes
-        if len(batch.trades) + len(quotes) <= 1 or not self.day.all_running(batch.trades, batch.ts):
+        if len(batch.trades) + len(quotes) <= 1:
+            return batch, Batch(ts=batch.ts)
+        if not tickers:
+            return Batch(ts=batch.ts), batch
+        if not self.day.all_running(batch.trades, batch.ts):
             return batch, Batch(ts=batch.ts)
         first_quote = np.full(len(self.instruments), np.iinfo(np.int64).max)
         np.minimum.at(first_quote, quotes.instrument, quotes.seq)
@@ -207,15 +224,33 @@ class History:
         after = events[np.searchsorted(events, max(standing[-1], events[0]), side="right") :]
         return batch.split(int(after[0])) if len(after) else (batch, Batch(ts=batch.ts))
 
-    def apply_each(self, batch: Batch, on_book: Callable[[BookEvent], None] | None = None) -> TickerEvents:
-        """Take in a batch, and return the tickers after every single trade and quote, as of the batch.
+    def apply_each(
+        self,
+        batch: Batch,
+        on_book: Callable[[BookEvent], None] | None = None,
+        *,
+        tickers: bool,
+        candles: Collection[int],
+    ) -> Afterwards:
+        """Take in a batch, and return what held after every single event of it.
 
-        They are those that :meth:`apply` and :meth:`ticker_columns` would give event by event.
+        It is what :meth:`apply` would lead to event by event; of the batch only its time holds from the beginning.
 
         Args:
             batch: What happened: at least one trade or quote, and only what :meth:`parted` lets pass.
             on_book: As of :meth:`apply`.
+            tickers: Whether tickers are asked for.
+            candles: Minutes of the candles that are.
         """
+        if not tickers:
+            self.day.apply(batch.trades)
+        each = self._tickers_after(batch) if tickers else None
+        by_index = self.candles.apply_each(batch.trades, [Candles.INTERVALS.index(minutes) for minutes in candles])
+        self._take_in(batch, on_book)
+        return Afterwards(each, {Candles.INTERVALS[index]: columns for index, columns in by_index.items()})
+
+    def _tickers_after(self, batch: Batch) -> TickerEvents:
+        """Take in trades as far as the day's statistics go, and return the tickers after every single event."""
         line = timeline(batch.trades, batch.quotes)
         day = self.day.rows(line.instrument, batch.ts)
         if len(line.trades):
@@ -226,11 +261,10 @@ class History:
         quoted = zip((quotes.bid_px, quotes.bid_qty, quotes.ask_px, quotes.ask_qty), state, strict=True)
         touch = [line.since_quote(column, before[line.instrument]) for column, before in quoted]
         ts = accumulated(np.maximum, line.times, line.bounds, self._row_ts[line.instrument[line.bounds[:-1]]])
-        self._take_in(batch, on_book)
         return TickerEvents(line.instrument, line.seq, line.is_quote, _ticker_columns(touch, day, ts))
 
     def _take_in(self, batch: Batch, on_book: Callable[[BookEvent], None] | None) -> None:
-        """Take in a batch, but for the day's statistics."""
+        """Take in a batch, but for the day's statistics and candles."""
         self.ts = batch.ts
         self.gap = False
         if len(batch.trades):
@@ -241,7 +275,6 @@ class History:
             self._apply_levels(batch.levels, on_book)
 
     def _apply_trades(self, trades: Trades) -> None:
-        self.candles.apply(trades)
         times = event_times(trades)
         self._prints.add(trades, times, self.trade_position)
         self.trade_position += np.bincount(trades.instrument, minlength=len(self.instruments))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from feeds.analytics import Candles
-from feeds.records import Batch
-from ticker.history import History
+from feeds.records import I64, Batch
+from ticker.history import Afterwards, History
 from ticker.listings import Listings
 from ticker.topics.topic import EMPTY, Flush, Mark, Piece, Topic, TopicKey
+from ticker.topics.wording import Row
 
 
 class OhlcTopic(Topic):
@@ -37,6 +38,20 @@ class OhlcTopic(Topic):
                 if candle is not None:
                     for listing in self._wanted[i]:
                         self._enter(listing, position, self._codecs[listing].candle(candle, self._minutes))
+
+    def applied_each(self, batch: Batch, afterwards: Afterwards) -> None:
+        """See :meth:`Topic.applied_each`."""
+        if not self._every_event:
+            self.applied(batch)
+            return
+        columns = afterwards.candles[self._minutes]
+        mine = np.flatnonzero(self._mask[columns.instrument])
+
+        def rows_of(listings: list[int], which: I64) -> list[Row]:
+            each = zip(listings, columns.candles(mine[which]), strict=True)
+            return [self._codecs[listing].candle(candle, self._minutes) for listing, candle in each]
+
+        self._enter_each(columns.instrument[mine], columns.seq[mine], rows_of)
 
     def _collect_state(self, flush: Flush) -> None:
         for i in np.flatnonzero((self._position > self._told) & self._mask).tolist():

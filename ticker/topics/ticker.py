@@ -9,7 +9,7 @@ import numpy as np
 
 from feeds.records import Batch
 from ticker import binary
-from ticker.history import History, TickerColumns, TickerEvents
+from ticker.history import Afterwards, History, TickerColumns
 from ticker.listings import Listings
 from ticker.topics.topic import EMPTY, NOTHING, CatchUp, Flush, Mark, Marks, OnSlow, Piece, Topic, TopicKey, joined
 from ticker.topics.wording import Row, Rows
@@ -64,23 +64,19 @@ class TickerTopic(Topic):
             for listing, row in zip(listings, self._rows_now(listings), strict=True):
                 self._enter(listing, int(self._position[self._listings.instrument_of[listing]]), row)
 
-    def applied_each(self, batch: Batch, events: TickerEvents) -> None:
-        """See :meth:`Topic.applied_each`; what is entered is the same, event by event, as with a batch of each."""
+    def applied_each(self, batch: Batch, afterwards: Afterwards) -> None:
+        """See :meth:`Topic.applied_each`."""
         if not self._every_event:
             self.applied(batch)
             return
-        rows = np.flatnonzero((events.is_quote == (self.key.variant == "bbo")) & self._mask[events.instrument])
-        ids = events.instrument[rows]
-        starts = np.flatnonzero(np.diff(ids, prepend=-1))
-        stretches = np.split(rows, starts[1:]) if len(rows) else []
-        for k in np.argsort(events.seq[rows[starts]]).tolist():  # listings are told in the order of their first events
-            i, mine = int(ids[starts[k]]), stretches[k]
-            self.dirty = True
-            self._seen[i] = last = int(self._position[i])
-            positions, columns = range(last + 1 - len(mine), last + 1), events.tickers.pick(mine)
-            for listing in self._wanted[i]:
-                told = self._rows_of([listing] * len(mine), columns)
-                self._rows.setdefault(listing, []).extend(zip(positions, told, strict=True))
+        events = afterwards.tickers
+        assert events is not None
+        mine = np.flatnonzero((events.is_quote == (self.key.variant == "bbo")) & self._mask[events.instrument])
+        self._enter_each(
+            events.instrument[mine],
+            events.seq[mine],
+            lambda listings, which: self._rows_of(listings, events.tickers.pick(mine[which])),
+        )
 
     def _collect_state(self, flush: Flush) -> None:
         moved = np.flatnonzero((self._position > self._told) & self._mask)

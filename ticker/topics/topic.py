@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -27,7 +28,7 @@ from feeds.book import BookEvent
 from feeds.records import I32, I64, Batch
 from ticker.binary import RecordCodec
 from ticker.codec import RowCodec
-from ticker.history import History, TickerEvents
+from ticker.history import Afterwards, History
 from ticker.listings import Listings
 from ticker.topics.ring import Ring
 from ticker.topics.wording import Row, Rows, wording
@@ -274,14 +275,37 @@ class Topic(ABC):
     def applied(self, batch: Batch) -> None:
         """History has taken in ``batch``; set ``dirty`` if that concerns this topic."""
 
-    def applied_each(self, batch: Batch, events: TickerEvents) -> None:
-        """The same, with the tickers after every single event of the batch for those who tell them."""
+    def applied_each(self, batch: Batch, afterwards: Afterwards) -> None:
+        """The same, with what held after every single event of the batch for those who tell it."""
         self.applied(batch)
 
     def _enter(self, listing: int, position: int, row: Row) -> None:
         """Keep an event as a row until the next flush."""
         self._rows.setdefault(listing, []).append((position, row))
         self.dirty = True
+
+    def _enter_each(self, ids: I32, seq: I64, rows_of: Callable[[list[int], I64], list[Row]]) -> None:
+        """Keep events as rows until the next flush; what is kept is the same as with :meth:`_enter` for each.
+
+        Args:
+            ids: Instruments that somebody wants, shape ``(m,)``: ordered, of each one the last of its events.
+            seq: Place on the tape of each event, shape ``(m,)``.
+            rows_of: Makes rows, given a listing for each and which of the events it is.
+        """
+        starts = np.flatnonzero(np.diff(ids, prepend=-1))
+        stops = np.append(starts[1:], len(ids))
+        stretches: list[tuple[int, range]] = []  # listing and events
+        for k in np.argsort(seq[starts]).tolist():  # listings are told in the order of their first events
+            instrument, events = int(ids[starts[k]]), range(int(starts[k]), int(stops[k]))
+            self._seen[instrument] = self._position[instrument]
+            stretches += [(listing, events) for listing in self._wanted[instrument]]
+        listings = [listing for listing, events in stretches for _ in events]
+        rows = iter(rows_of(listings, np.array([event for _, events in stretches for event in events], np.int64)))
+        for listing, events in stretches:
+            last = int(self._seen[self._listings.instrument_of[listing]])
+            positions = range(last + 1 - len(events), last + 1)
+            self._rows.setdefault(listing, []).extend(zip(positions, islice(rows, len(events)), strict=True))
+            self.dirty = True
 
     def reset(self) -> None:
         """A new epoch has begun: every subscriber is told everything anew, as a snapshot."""
