@@ -123,6 +123,8 @@ def ticker_bodies(columns: TickerColumns, price_scale: F64, qty_scale: F64) -> l
     for name, column in zip(_TICKER, columns.values, strict=True):
         scale = price_scale if name in _TICKS else qty_scale if name in _LOTS else 1.0
         bodies[name] = np.where(column == MISSING, np.nan, column / scale)
+    untraded = np.isnan(bodies["price"])
+    bodies["vwap"][untraded] = bodies["change_pct"][untraded] = np.nan
     packed, size = bodies.tobytes(), bodies.itemsize
     return [packed[start : start + size] for start in range(0, len(packed), size)]
 

@@ -28,7 +28,6 @@ from ticker.subscriber import (
     Channel,
     ChannelStatistics,
     Group,
-    Lag,
     Subscriber,
     Subscription,
     Totals,
@@ -215,15 +214,13 @@ class Broadcaster:
             resume: Epoch and position up to which it says that it knows the stream.
         """
         topic, epoch = self._channels[key].topic, self._history.epoch
-        told = topic.mark(listing)
-        mark = NOTHING if snapshot else told
+        now, oldest = topic.now(listing), topic.oldest(listing)
         if resume is None:
-            return Standing(mark, epoch, told.position, topic.oldest(listing), None, 0)
+            return Standing(NOTHING if snapshot else now, epoch, now.position, oldest, None, 0)
         resumed = topic.resumed(listing, resume[1]) if resume[0] == epoch else None
         if resumed is None:
-            return Standing(NOTHING, epoch, told.position, topic.oldest(listing), False, 0)
-        behind = told.position - resumed.position
-        return Standing(resumed, epoch, told.position, topic.oldest(listing), True, behind)
+            return Standing(NOTHING, epoch, now.position, oldest, False, 0)
+        return Standing(resumed, epoch, now.position, oldest, True, now.position - resumed.position)
 
     def begin(self, subscription: Subscription, marks: Marks) -> None:
         """Tell a subscription that has joined what its marks lack, and from then on what happens."""
@@ -247,10 +244,10 @@ class Broadcaster:
         subscription.key = key
         self.begin(subscription, {})
 
-    def resync(self, subscription: Subscription, listing: int) -> None:
-        """Tell a subscription the present state of a listing as a snapshot."""
+    def resync(self, subscription: Subscription, listings: Iterable[int]) -> None:
+        """Tell a subscription the present state of some of its listings as snapshots."""
         self._leave(self._channels[subscription.key], subscription)
-        self.begin(subscription, {listing: NOTHING})
+        self.begin(subscription, dict.fromkeys(listings, NOTHING))
 
     def unsubscribe(self, subscription: Subscription, listings: Iterable[int]) -> None:
         """Stop telling a subscription about listings that it has; without any left it ends."""
@@ -316,6 +313,10 @@ class Broadcaster:
                 self._bring_in_step(channel, subscription)
         self._waiting.unpark_all()
 
+    def owed(self, subscription: Subscription) -> bool:
+        """Whether something has happened that a subscription was not told yet."""
+        return subscription.group is None or subscription.group.owed
+
     def position(self, subscription: Subscription) -> int:
         """Return the sum of the positions up to which a subscription knows its listings."""
         if subscription.group is not None:
@@ -352,11 +353,12 @@ class Broadcaster:
 
     def _bring_in_step(self, channel: Channel, subscription: Subscription) -> None:
         """Tell a subscription what it was not told; once that is everything, it joins its group."""
-        before = subscription.totals()
+        kept_up = math.isnan(subscription.behind_since)
+        on_slow = "drop_oldest" if kept_up and subscription.on_slow == "conflate" else subscription.on_slow
         complete = ahead = False
         while not complete:
             try:
-                part = channel.topic.catch_up(subscription.marks, subscription.on_slow)
+                part = channel.topic.catch_up(subscription.marks, on_slow)
             except LostError as error:
                 self._counts["cut_off"] += 1
                 subscription.subscriber.cut_off(str(error))
@@ -366,12 +368,9 @@ class Broadcaster:
                 return  # the outbox calls again when the socket is writable
             subscription.count(part.piece)
             subscription.marks, complete, ahead = part.marks, part.complete, part.ahead
-        if not math.isnan(subscription.behind_since):
-            since, subscription.behind_since = subscription.behind_since, math.nan
+        if not kept_up:
             self._behind.pop(subscription, None)
-            now = subscription.totals()
-            lag = Lag(since, now.conflated - before.conflated, now.dropped - before.dropped)
-            subscription.subscriber.caught_up(subscription, lag)
+            subscription.subscriber.caught_up(subscription, subscription.keeps_up())
         if ahead:
             channel.waiting[subscription] = None
             return
@@ -472,7 +471,7 @@ class Broadcaster:
     def _fell_behind(self, subscription: Subscription) -> None:
         """Note that the socket of a subscription takes nothing; that of one that ends does not count."""
         if math.isnan(subscription.behind_since) and not subscription.subscriber.outbox.sealed:
-            subscription.behind_since = trio.current_time()
+            subscription.falls_behind()
             self._behind[subscription] = None
             self._counts["fallen_behind"] += 1
 

@@ -22,6 +22,11 @@ from ticker.subscriptions import Wish, checked_interval, understand
 from ticker.topics.topic import Marks, TopicKey
 from ticker.wire import Request, Resume, SubscribeParams
 
+#: Symbols that a plain client asks for one by one are told together up to so many: each more has all of them looked at.
+ROOMY: Final = 64
+#: Different wishes (channel, depth, mode, interval, encoding, …) that one connection may have: each is a topic that
+#: every event passes.
+MAX_TOPICS: Final = 100
 #: A slow consumer is told so this often at most.
 NOTICE_INTERVAL_S: Final = 1.0
 #: A stream without events for this long is idle; a market without events for as long is stale.
@@ -155,6 +160,7 @@ class MarketData:
     def subscribe(self, request: Request, time_in: str, params: SubscribeParams) -> None:
         """Subscribe to the symbols of a request, each acknowledged by itself, and then begin to tell."""
         wish = self._understand(params)
+        self._check_room(wish.key)
         outcomes = self._outcomes(wish)
         added = [listing for listing in outcomes.values() if isinstance(listing, int)]
         subscription = self._join(wish, added) if added else None
@@ -175,12 +181,20 @@ class MarketData:
             self._client.flush()
             self._broadcaster.begin(subscription, marks)
 
+    def _check_room(self, key: TopicKey) -> None:
+        """Raise RequestError if one more topic would be too many."""
+        keys = {subscription.key for subscription in self._subscriber.subscriptions.values()}
+        if key not in keys and len(keys) >= MAX_TOPICS:
+            text = f"a connection may have {MAX_TOPICS} different kinds of subscriptions (interval, mode, depth, …)"
+            raise RequestError(text, Code.TOO_MANY_SUBSCRIPTIONS)
+
     def _understand(self, params: SubscribeParams) -> Wish:
         terms = self._terms
         return understand(params, terms.ticker_interval_ms, native=terms.native, deflated=terms.deflated)
 
     def _join(self, wish: Wish, added: list[int]) -> Subscription:
-        into = None if self._native else next((s.id for s in self._having(wish.key)), None)
+        roomy = (s.id for s in self._having(wish.key) if len(s.listings) < ROOMY)
+        into = None if self._native else next(roomy, None)
         return self._broadcaster.join(self._subscriber, wish.key, added, on_slow=wish.on_slow, into=into)
 
     def _outcomes(self, wish: Wish) -> dict[str, int | RequestError]:
@@ -221,36 +235,38 @@ class MarketData:
         parameters = {
             name: value for name, value in wish.parameters.items() if name in ("event_trigger", "depth", "interval")
         }
+        removed: dict[Subscription, list[int]] = {}
         for symbol, subscription, listing in self._found(request, time_in, wish):
-            self._broadcaster.unsubscribe(subscription, [listing])
+            removed.setdefault(subscription, []).append(listing)
             result = {"channel": wish.key.channel, "symbol": symbol, **parameters, **self._market.listings.label}
             self._client.accept(request, time_in, result)
+        for subscription, listings in removed.items():
+            self._broadcaster.unsubscribe(subscription, listings)
 
     def resync(self, request: Request, time_in: str, params: SubscribeParams) -> None:
         """Send a fresh snapshot of each symbol of a request."""
         wish = self._understand(params)
+        meant: dict[Subscription, list[int]] = {}
         for symbol, subscription, listing in self._found(request, time_in, wish):
+            meant.setdefault(subscription, []).append(listing)
             result = {"channel": wish.key.channel, "symbol": symbol, **self._market.listings.label}
             self._client.accept(request, time_in, result, {"sub_id": subscription.id})
-            self._client.flush()
-            self._broadcaster.resync(subscription, listing)
+        self._client.flush()
+        for subscription, listings in meant.items():
+            self._broadcaster.resync(subscription, listings)
 
     def _found(self, request: Request, time_in: str, wish: Wish) -> Iterator[tuple[str, Subscription, int]]:
         """Yield symbol, subscription and listing of what is subscribed to; refuse the other symbols."""
+        having = {listing: subscription for subscription in self._having(wish.key) for listing in subscription.listings}
         for symbol in self._symbols(wish.symbols):
             try:
-                subscription, listing = self._find(wish.key, symbol)
+                listing = self._market.listings.id_of(symbol)
+                if listing not in having:
+                    raise RequestError("Subscription Not Found", Code.NOT_SUBSCRIBED, symbol=symbol)
             except RequestError as error:
                 self._client.refuse(request, time_in, error)
             else:
-                yield symbol, subscription, listing
-
-    def _find(self, key: TopicKey, symbol: str) -> tuple[Subscription, int]:
-        listing = self._market.listings.id_of(symbol)
-        for subscription in self._having(key):
-            if listing in subscription.listings:
-                return subscription, listing
-        raise RequestError("Subscription Not Found", Code.NOT_SUBSCRIBED, symbol=symbol)
+                yield symbol, having[listing], listing
 
     def has(self, sub_id: int) -> bool:
         """Whether a subscription is one of these."""
@@ -260,14 +276,16 @@ class MarketData:
         """Change the interval of a subscription that it has, from the next flush on.
 
         Raises:
-            RequestError: The interval is out of range.
+            RequestError: The interval is out of range, or the connection has too many different wishes.
         """
         subscription = self._subscriber.subscriptions[sub_id]
         wanted = checked_interval(interval_ms)
         granted = 0 if subscription.key.mode == "raw" else wanted
+        key = msgspec.structs.replace(subscription.key, interval_ms=granted)
+        self._check_room(key)
         self._client.accept(request, time_in, {"sub_id": subscription.id, "interval_ms": granted})
         self._client.flush()
-        self._broadcaster.retune(subscription, msgspec.structs.replace(subscription.key, interval_ms=granted))
+        self._broadcaster.retune(subscription, key)
 
     def described(self) -> list[dict[str, Any]]:
         """Return what is subscribed to, and what became of its events."""
@@ -290,6 +308,7 @@ class MarketData:
             "mode": key.mode,
             "on_slow": subscription.on_slow,
             "numbers": "string" if key.quoted else "number",
+            "encoding": "struct" if key.packed else "json",
             "published": totals.published,
             "delivered": totals.delivered,
             "conflated": totals.conflated,
@@ -306,13 +325,13 @@ class MarketData:
             {
                 "sub_id": subscription.id,
                 "last": self._broadcaster.position(subscription),
-                "state": self._state(now, subscription.told_at),
+                "state": self._state(now, subscription),
                 "age_ms": round(1000 * (now - subscription.told_at)),
             }
             for subscription in self._subscriber.subscriptions.values()
         ]
 
-    def _state(self, now: float, told_at: float) -> str:
+    def _state(self, now: float, subscription: Subscription) -> str:
         history, playback = self._market.history, self._market.playback
         if history.ended:
             return "ended"
@@ -322,7 +341,8 @@ class MarketData:
             return "paused"
         if now - self._broadcaster.published_at > IDLE_S:
             return "stale"
-        return "live" if now - told_at < IDLE_S else "idle"
+        live = now - subscription.told_at < IDLE_S or self._broadcaster.owed(subscription)
+        return "live" if live else "idle"
 
     def _caught_up(self, subscription: Subscription, lag: Lag) -> None:
         """Tell a native client that it was too slow, and what that cost it."""

@@ -114,8 +114,8 @@ class Subscription:
     """
 
     __slots__ = (
-        "_channel_totals", "_joined", "_told_at", "_totals", "behind_since", "group", "id", "key", "listings", "marks",
-        "on_slow", "subscriber",
+        "_before", "_channel_totals", "_joined", "_told_at", "_totals", "behind_since", "group", "id", "key",
+        "listings", "marks", "on_slow", "subscriber",
     )  # fmt: skip
 
     def __init__(
@@ -133,6 +133,7 @@ class Subscription:
         self._totals = Totals()  # of what it was told outside its present group
         self._channel_totals = channel_totals  # the same of all subscriptions of the channel, ended ones included
         self._joined: Counts = (0, 0, 0)  # its group's counts when it joined
+        self._before = Totals()  # all of it when its socket took nothing
 
     def totals(self) -> Totals:
         """Return what became of its events so far."""
@@ -157,6 +158,17 @@ class Subscription:
         self._add(piece.counts)
         if piece.data:
             self._told_at = trio.current_time()
+
+    def falls_behind(self) -> None:
+        """Note that its socket takes nothing."""
+        self.behind_since = trio.current_time()
+        self._before = self.totals()
+
+    def keeps_up(self) -> Lag:
+        """Note that it has caught up, and return what its slowness cost."""
+        since, self.behind_since = self.behind_since, math.nan
+        before, now = self._before, self.totals()
+        return Lag(since, now.conflated - before.conflated, now.dropped - before.dropped)
 
     def enter(self, group: Group) -> None:
         """Join a group: from now on what the group is told counts."""
@@ -222,6 +234,11 @@ class Group:
     def position(self) -> int:
         """Sum of the positions up to which its members know their listings."""
         return self._topic.told(self._instruments)
+
+    @property
+    def owed(self) -> bool:
+        """Whether something has happened that they were not told yet."""
+        return self._topic.happened(self._instruments) > self.position
 
     def add(self, member: Subscription) -> None:
         """Take in a member; a sweep under way is not for it."""

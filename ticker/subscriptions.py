@@ -68,6 +68,8 @@ def understand(params: SubscribeParams, ticker_interval_ms: int, *, native: bool
         return Wish(key, on_slow, symbols, snapshot, {"snapshot": snapshot, **extra})
     mode: Mode = ("batch" if channel == "trade" else "merge") if params.mode is UNSET else params.mode
     on_slow = ("disconnect" if channel == "trade" else "conflate") if params.on_slow is UNSET else params.on_slow
+    if mode == "merge":  # the newest state is all that there is to miss
+        on_slow = "conflate"
     packed = params.encoding == "struct"
     quoted = params.numbers == "string" and not packed
     key = TopicKey(

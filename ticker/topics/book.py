@@ -136,6 +136,10 @@ class BookTopic(Topic):
         instrument = self._listings.instrument_of[listing]
         return self._told_views.get(instrument) or self._at(int(self._told[instrument]))
 
+    def now(self, listing: int) -> Mark:
+        """See :meth:`Topic.now`; what has changed nothing among these levels has not happened."""
+        return self._views.get(self._listings.instrument_of[listing]) or self.mark(listing)
+
     def _mark_at(self, listing: int, position: int) -> Mark | None:
         return self._at(position) if self._every_event else None
 
@@ -143,8 +147,8 @@ class BookTopic(Topic):
         return self._lead(listing, mark if mark.state is not None else None, told)
 
     def _snapshot(self, listing: int) -> tuple[Piece, Mark]:
-        told = self.mark(listing)
-        return (self._lead(listing, None, told) if told.state is not None else EMPTY), told
+        now = self.now(listing)
+        return (self._lead(listing, None, now) if now.state is not None else EMPTY), now
 
     def reset(self) -> None:
         """See :meth:`Topic.reset`."""

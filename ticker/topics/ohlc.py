@@ -81,11 +81,11 @@ class OhlcTopic(Topic):
         """Candles are shown as they are now, so who is behind gets ahead of what was flushed."""
         if self._every_event:
             return self.mark(listing)
-        return self._now(listing)
+        return self.now(listing)
 
     def _merged(self, listing: int, mark: Mark, told: Mark) -> Piece:
         return self._candles(listing, mark.position, told.position)
 
     def _snapshot(self, listing: int) -> tuple[Piece, Mark]:
-        mark = self._now(listing)
+        mark = self.now(listing)
         return self._candles(listing, 0, mark.position), mark

@@ -117,7 +117,7 @@ class TickerTopic(Topic):
         """
         if self._every_event or listing in self._latest:
             return self.mark(listing)
-        return self._now(listing)
+        return self.now(listing)
 
     def _merged(self, listing: int, mark: Mark, told: Mark) -> Piece:
         row = self._latest.get(listing)
@@ -139,7 +139,7 @@ class TickerTopic(Topic):
     def _snapshot(self, listing: int) -> tuple[Piece, Mark]:
         if not self._history.known(self._listings.instrument_of[listing]):
             return EMPTY, self.mark(listing)
-        now = self._now(listing)
+        now = self.now(listing)
         return self._say(listing, None, [(now.position, self._row(listing))]), now
 
     def reset(self) -> None:

@@ -231,6 +231,8 @@ class Topic(ABC):
                 self._wanted[instrument].append(listing)
                 if donor is not None and instrument in fresh:
                     self._adopt(donor, listing, instrument)
+            if donor is not None:
+                self._keep_older(donor, listing)
 
     def _adopt(self, donor: Topic, listing: int, instrument: int) -> None:
         """Go on with a listing where another topic stands."""
@@ -240,6 +242,19 @@ class Topic(ABC):
         if listing in donor._ring:
             self._ring[listing] = donor._ring[listing].copy()
         self.dirty = True
+
+    def _keep_older(self, donor: Topic, listing: int) -> None:
+        """Keep what another topic has from before the oldest event here, for who comes from there."""
+        own, theirs = self._ring.get(listing), donor._ring.get(listing)
+        known = [*(theirs.after(0) if theirs else ()), *donor._rows.get(listing, ())]
+        older = [event for event in known if event[0] <= self.oldest(listing)]
+        if older:
+            self._ring[listing] = self._new_ring()
+            self._ring[listing].extend([*older, *(own.after(0) if own else ())])
+
+    def _new_ring(self) -> Ring[Row]:
+        options = self._history.options
+        return Ring(options.event_rows, options.event_bytes)
 
     def release(self, listings: Iterable[int]) -> None:
         """Count subscribers out."""
@@ -347,8 +362,7 @@ class Topic(ABC):
             flush.add(listing, before[listing], self._piece_of_rows(listing, before[listing].position, rows))
             ring = self._ring.get(listing)
             if ring is None:
-                options = self._history.options
-                ring = self._ring[listing] = Ring(options.event_rows, options.event_bytes)
+                ring = self._ring[listing] = self._new_ring()
             ring.extend(rows)
         for listing, rows in self._rows.items():
             self._tell(self._listings.instrument_of[listing], rows[-1][0])
@@ -370,7 +384,7 @@ class Topic(ABC):
         """Return the mark of a subscriber that knows everything collected so far."""
         return self._at(int(self._told[self._listings.instrument_of[listing]]))
 
-    def _now(self, listing: int) -> Mark:
+    def now(self, listing: int) -> Mark:
         """Return the mark of everything that has happened, told or not."""
         return self._at(int(self._position[self._listings.instrument_of[listing]]))
 
@@ -390,6 +404,10 @@ class Topic(ABC):
         """Return the sum of the positions up to which some instruments were told."""
         return int(self._told[instruments].sum())
 
+    def happened(self, instruments: I32) -> int:
+        """Return the sum of the positions up to which something has happened to them."""
+        return int(self._position[instruments].sum())
+
     def oldest(self, listing: int) -> int:
         """Return the position from which on a returning subscriber can be told every event."""
         ring = self._ring.get(listing)
@@ -397,10 +415,11 @@ class Topic(ABC):
 
     def resumed(self, listing: int, after: int) -> Mark | None:
         """Return the mark of a subscriber that says it knows a stream up to ``after``; None if that is of no use."""
-        told = self.mark(listing)
-        if after == told.position:
-            return told
-        if after > told.position or (self._every_event and after < self.oldest(listing)):
+        told, now = self.mark(listing), self.now(listing)
+        for known in (told, now):
+            if after == known.position:
+                return known
+        if not 0 <= after < now.position or (self._every_event and after < self.oldest(listing)):
             return None
         mark = self._mark_at(listing, after)
         return mark if mark is None else mark._replace(owed=self._every_event)

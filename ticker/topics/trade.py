@@ -61,7 +61,7 @@ class TradeTopic(Topic):
 
     def _snapshot(self, listing: int) -> tuple[Piece, Mark]:
         i, trade = self._listings.instrument_of[listing], self._codecs[listing].trade
-        mark = self._now(listing)
+        mark = self.now(listing)
         rows = [(mark.position, trade(*row)) for row in self._history.prints(i, self._history.SNAPSHOT_TRADES)]
         return (self._say(listing, None, rows) if rows else EMPTY), mark
 
