@@ -39,6 +39,7 @@ from tests.serving import (
     service,
 )
 from ticker.guard import GuardOptions
+from ticker.wire import NATIVE
 
 PING_REQUEST = b'{"method":"ping","req_id":1}'
 
@@ -603,6 +604,26 @@ async def test_a_signal_tells_every_client_and_ends_the_process(
             peer.leave()
     assert farewells == [("maintenance", 1001)] * clients
     assert (code, "Traceback" in stderr) == (0, False)
+
+
+async def test_what_waits_for_its_interval_is_told_before_a_stop() -> None:
+    with service("--rate", "2000") as served:
+        peer = dial_tcp(served.port)
+        await peer.shake_hands(request_head(extra=[f"Sec-WebSocket-Protocol: {NATIVE}"]))
+        ack = await peer.ask(
+            {"method": "subscribe", "params": {"channel": "trade", "symbol": ["BTC/USD"], "interval_ms": 60_000}}
+        )
+        first = await peer.message_of("trade")
+        await trio.sleep(0.5)
+        served.process.send_signal(signal.SIGTERM)
+        last = await peer.message_of("trade")
+        assert ack["success"]
+        assert last["pos"]["prev"] == first["pos"]["last"]
+        assert last["pos"]["n"] == len(last["data"]) > 5
+        while (await peer.message())["channel"] != "status":
+            pass
+        peer.leave()
+        assert served.finish()[0] == 0
 
 
 async def test_running_out_of_files_is_survived() -> None:

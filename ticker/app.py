@@ -45,8 +45,10 @@ from ticker.web import PageMaker, Web
 
 logger = logging.getLogger(__name__)
 
-#: A stopping server waits this long for its clients; with forced closes after it, it is gone within 5 s.
-DRAIN_S: Final = 2.5
+#: A stopping server waits this long until everything has been sent, and then for its clients; with forced closes after
+#: it, it is gone within 5 s.
+FLUSH_S: Final = 0.5
+DRAIN_S: Final = 2.0
 RECONNECT_AFTER_MS: Final = 1000
 
 
@@ -179,6 +181,7 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
     _calm_collector()
 
     first = None if recorder is None else recorder.take
+    feeding = trio.CancelScope()
     bus = Bus(market.happened, market.marked, ready=market.broadcaster.wait_swept, first=first)
 
     with closing(fan_out), trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -186,7 +189,7 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
             async with trio.open_nursery() as tasks:
                 if recorder is not None:
                     await tasks.start(recorder.run)
-                tasks.start_soon(_feed, supervisor, bus, market.bulletin)
+                tasks.start_soon(_feed, feeding, supervisor, bus, market.bulletin)
                 if market.bulletin is not None:
                     tasks.start_soon(market.bulletin.run)
                 tasks.start_soon(market.broadcaster.run)
@@ -200,6 +203,9 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
                 announce(_address(options.server.host, listener.address[1]))
                 async for _ in signals:
                     break
+                feeding.cancel()
+                with trio.move_on_after(FLUSH_S):
+                    await market.broadcaster.settle()  # what waits for its interval
                 server.drain(RECONNECT_AFTER_MS)
                 with trio.move_on_after(DRAIN_S):
                     await server.wait_empty()
@@ -207,8 +213,11 @@ async def serve_feed(feed: Feed, heard: trio.Event, options: Options, announce: 
             connections.cancel_scope.cancel()
 
 
-async def _feed(supervisor: Supervisor, bus: Bus, bulletin: Bulletin | None) -> None:
-    await supervisor.run(bus)
+async def _feed(feeding: trio.CancelScope, supervisor: Supervisor, bus: Bus, bulletin: Bulletin | None) -> None:
+    with feeding:
+        await supervisor.run(bus)
+    if feeding.cancelled_caught:
+        return
     if bulletin is not None:
         bulletin.finish()
     logger.info("feed %s has ended; its last state is still served", supervisor.feed.name)

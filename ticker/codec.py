@@ -78,18 +78,21 @@ def rfc3339_column(ns: I64) -> list[str]:
     return [f"{texts[second]}.{micro:06d}Z" for second, micro in zip(seconds.tolist(), micros, strict=True)]
 
 
-def message(channel: str, kind: str, rows: str, *, pos: str = "", timestamp: str = "", session: str = "") -> bytes:
+def message(
+    channel: str, kind: str, rows: str, *, label: str = "", pos: str = "", timestamp: str = "", session: str = ""
+) -> bytes:
     """Return a market data message, without its frame.
 
     Args:
         channel: Its name.
         kind: ``snapshot`` or ``update``.
         rows: JSON objects, joined with commas.
+        label: The native profile's further keys, as JSON, each with a comma behind it.
         pos: The native profile's accounting, as JSON; empty for plain clients.
         timestamp: RFC 3339, where the message carries one itself.
         session: The replay session that it is of; empty for the server's own market.
     """
-    head = f'{{"channel":"{channel}","type":"{kind}",'
+    head = f'{{"channel":"{channel}","type":"{kind}",{label}'
     if session:
         head += f'"session":"{session}",'
     if timestamp:

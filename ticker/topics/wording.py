@@ -55,6 +55,7 @@ class Printed:
         self._key = key
         self._history = history
         self._session = listings.session
+        self._label = _label(key) if key.native else ""
         self._framed: Callable[[bytes], bytes] = deflated_frame if key.deflated else frame
 
     def say(self, listing: int, prev: int | None, rows: Rows, dropped: int = 0) -> bytes:
@@ -63,7 +64,8 @@ class Printed:
         pos = self._pos(prev, rows[-1][0], len(rows), dropped) if self._key.native else ""
         timestamp = rfc3339(self._history.ts) if channel == "ohlc" else ""
         kind, text = "snapshot" if prev is None else "update", ",".join([row for _, row in rows])
-        return self._framed(message(channel, kind, text, pos=pos, timestamp=timestamp, session=self._session))
+        label, session = self._label, self._session
+        return self._framed(message(channel, kind, text, label=label, pos=pos, timestamp=timestamp, session=session))
 
     def _pos(self, prev: int | None, last: int, n: int, dropped: int) -> str:
         before, n = ("null", 0) if prev is None else (prev, n)
@@ -77,12 +79,12 @@ class Printed:
         self, listings: Sequence[int], prev: Sequence[int], last: Sequence[int], rows: Sequence[Row]
     ) -> list[bytes]:
         """See :meth:`Wording.updates`; written out, because these lines are much of what 10,000 rows/s cost."""
-        framed, head = self._framed, f'{{"channel":"{self._key.channel}","type":"update","'
+        framed, head = self._framed, f'{{"channel":"{self._key.channel}","type":"update",{self._label}'
         if not self._key.native:
-            return [framed(f'{head}data":[{row}]}}'.encode()) for row in rows]
+            return [framed(f'{head}"data":[{row}]}}'.encode()) for row in rows]
         if self._session:
-            head += f'session":"{self._session}","'
-        head += f'pos":{{"epoch":"{self._history.epoch}","prev":'
+            head += f'"session":"{self._session}",'
+        head += f'"pos":{{"epoch":"{self._history.epoch}","prev":'
         tail = f',"dropped":0,"window_ms":{self._key.interval_ms}}},"data":['
         return [
             framed(f'{head}{before},"last":{after},"n":1,"conflated":{after - before - 1}{tail}{row}]}}'.encode())
@@ -141,6 +143,13 @@ class Packed:
         if len(data) <= most:
             return frame(data, binary.BINARY) if data else data
         return b"".join([frame(data[start : start + most], binary.BINARY) for start in range(0, len(data), most)])
+
+
+def _label(key: TopicKey) -> str:
+    """Return what tells the topics of a channel apart, as JSON; candles say themselves how long they are."""
+    if key.channel == "book":
+        return f'"depth":{key.variant},'
+    return f'"event_trigger":"{key.variant}",' if key.channel == "ticker" else ""
 
 
 def wording(key: TopicKey, history: History, listings: Listings) -> Wording:
