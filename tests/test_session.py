@@ -184,8 +184,20 @@ async def test_too_many_requests_are_refused_and_the_session_lives(autojump_cloc
     assert [client.ask("ping")[0]["method"] for _ in range(3)] == ["pong"] * 3
     (refusal,) = client.ask("ping")
     assert (refusal["success"], refusal["error"]) == (False, "EGeneral:Too many requests")
+    assert (refusal["method"], refusal["req_id"]) == ("ping", 1)
+    (refusal,) = client.say('{"method":"ping","req_id":NaN}')
+    assert refusal["error"] == "EGeneral:Too many requests"
+    assert "method" not in refusal
+    assert client.say(b"{}")[0]["error"] == "EGeneral:Too many requests"
     await trio.sleep(0.1)
     assert client.ask("ping")[0]["method"] == "pong"
+
+
+@pytest.mark.parametrize(("rate", "burst"), [(5, 5), (0.5, 1)])
+async def test_a_rate_alone_limits_what_may_come_at_once(autojump_clock, market, rate, burst):
+    client = Client(market, requests_per_s=rate)
+    answers = [client.ask("ping")[0] for _ in range(burst + 1)]
+    assert [answer.get("success") for answer in answers] == [None] * burst + [False]
 
 
 async def test_a_binary_message_is_refused(autojump_clock, market, client):
@@ -316,7 +328,7 @@ async def test_a_packed_ticker_is_read_with_one_frombuffer(autojump_clock, marke
 
 async def test_plain_clients_know_nothing_of_the_native_profile(autojump_clock, market, client):
     (reply,) = client.ask(
-        "subscribe", channel="ticker", symbol=["BTC/USD"], interval_ms=5, mode="raw", resume={"epoch": "", "after": 1}
+        "subscribe", channel="ticker", symbol=["BTC/USD"], interval_ms="5", mode="raw", resume=1, session=5
     )
     assert "ext" not in reply
     assert reply["result"] == {"channel": "ticker", "symbol": "BTC/USD", "snapshot": True, "event_trigger": "trades"}

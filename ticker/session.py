@@ -42,13 +42,18 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         ticker_interval_ms: Throttle of the ticker channel; 0 sends every event.
         max_subscriptions: (channel, symbol) pairs.
         requests_per_s: Sustained requests per second; more are refused, the session lives.
-        requests_burst: How many may come at once.
+        requests_burst: How many may come at once; unless it is given, as many as a second allows.
     """
 
     ticker_interval_ms: Annotated[int, msgspec.Meta(ge=0, le=60_000)] = 100
     max_subscriptions: Annotated[int, msgspec.Meta(ge=1)] = 20_000
     requests_per_s: Annotated[float, msgspec.Meta(gt=0)] = 20_000.0
-    requests_burst: Annotated[float, msgspec.Meta(ge=1)] = 20_000.0
+    requests_burst: Annotated[float, msgspec.Meta(ge=1)] | None = None
+
+    @property
+    def burst(self) -> float:
+        """How many requests may come at once."""
+        return max(1.0, self.requests_per_s) if self.requests_burst is None else self.requests_burst
 
 
 class SessionStatistics(msgspec.Struct, frozen=True):
@@ -100,7 +105,7 @@ class Session:
         self._outbox = outbox
         self._market = market
         self._options = options
-        self._bucket = TokenBucket(options.requests_per_s, options.requests_burst, trio.current_time())
+        self._bucket = TokenBucket(options.requests_per_s, options.burst, trio.current_time())
         terms = Terms(
             native=native,
             deflated=deflated,
@@ -200,6 +205,7 @@ class Session:
         try:
             wait = self._bucket.take(1, trio.current_time())
             if wait:
+                request = wire.envelope_of(message) if isinstance(message, str) else request
                 retry = math.ceil(1000 * wait)
                 raise RequestError("EGeneral:Too many requests", Code.RATE_LIMITED, retry_after_ms=retry)
             if isinstance(message, bytes):
@@ -250,7 +256,7 @@ class Session:
         self.send(Reply(method="pong", time_in=time_in, time_out=time_out, req_id=request.req_id))
 
     def _subscribe(self, request: Request, time_in: str) -> None:
-        params = wire.params_of(request, SubscribeParams)
+        params = wire.subscription_of(request, native=self.native)
         if params.channel == "instrument":
             self._subscribe_instruments(request, time_in, params)
         elif params.channel in PRIVATE_CHANNELS:
@@ -261,7 +267,7 @@ class Session:
             self._data.at(params).subscribe(request, time_in, params)
 
     def _unsubscribe(self, request: Request, time_in: str) -> None:
-        params = wire.params_of(request, SubscribeParams)
+        params = wire.subscription_of(request, native=self.native)
         if params.channel == "instrument":
             self._unsubscribe_instruments(request, time_in, params)
         elif params.channel in PRIVATE_CHANNELS:
@@ -272,7 +278,7 @@ class Session:
             self._data.at(params).unsubscribe(request, time_in, params)
 
     def _resync(self, request: Request, time_in: str) -> None:
-        params = wire.params_of(request, SubscribeParams)
+        params = wire.subscription_of(request, native=self.native)
         self._data.at(params).resync(request, time_in, params)
 
     def _subscribe_instruments(self, request: Request, time_in: str, params: SubscribeParams) -> None:
