@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import socket
@@ -22,6 +23,7 @@ from tests.serving import (
     client_frame,
     dial_tcp,
     open_house,
+    quotes_batch,
     request_head,
 )
 from ticker.codec import frame
@@ -529,6 +531,51 @@ async def test_who_was_accepted_before_the_stop_and_asks_after_it_is_turned_away
             await house.wait_empty()
         assert not house.server.sessions
         peer.leave()
+
+
+async def test_who_shakes_hands_while_the_server_stops_is_told_so_too(autojump_clock: trio.abc.Clock) -> None:
+    """It became a session that nobody told of the stop, and was cut off without a Close frame."""
+    ends = set()
+    for turns in range(40):
+        async with open_house() as house:
+            peer = house.dial()
+            await peer.send(request_head())
+            for _ in range(turns):
+                await trio.lowlevel.checkpoint()
+            greeted = bool(house.server.sessions)
+            house.server.drain(1500)
+            try:
+                await peer.shake_hands(b"")
+            except AssertionError:
+                assert not greeted
+            else:
+                *told, last = await peer.rest()
+                systems = [json.loads(message.payload)["data"][0]["system"] for message in told]
+                assert systems == ["online"] * greeted + ["maintenance"]
+                assert last.close_code == 1001
+            peer.leave()
+            with trio.fail_after(1):
+                await house.wait_empty()
+            ends |= {(reason, greeted) for reason in house.server.statistics().ended}
+    assert ends == {("http 503", False), ("closed 1001", False), ("closed 1001", True)}
+
+
+@pytest.mark.parametrize(("payload", "left"), [(b"", 1), (b"\x03\xe8", 1), (b"\x0b\xb8", 0)])
+async def test_a_close_frame_without_a_code_is_a_goodbye_too(
+    payload: bytes, left: int, autojump_clock: trio.abc.Clock
+) -> None:
+    """A browser's ``close()`` sends none, and its orders were canceled as if the connection had been lost."""
+    async with open_house() as house:
+        await house.feed.tell(quotes_batch(600_000, 3))
+        peer = await house.visit(native=True)
+        await peer.ask({"method": "cancel_on_disconnect", "params": {"enable": True, "grace_ms": 0}})
+        order = {"order_type": "limit", "side": "buy", "symbol": "BTC/USD", "order_qty": 1, "limit_price": 10}
+        assert (await peer.ask({"method": "add_order", "params": order}))["success"]
+        await peer.send_frame(CLOSE, payload)
+        await peer.farewell()
+        peer.leave()
+        await trio.sleep(1)
+        assert house.market.gateway.statistics().open_orders == left
 
 
 async def test_statistics_count_what_happened(autojump_clock: trio.abc.Clock) -> None:

@@ -36,8 +36,8 @@ INTERNAL_ERROR: Final = 1011
 NO_PONG: Final = 4009
 #: What trio-websocket finds in frames and does not tell the peer: protocol error, invalid data, too big.
 BROKEN_CODES: Final = (1002, 1007, 1009)
-#: What a peer says that leaves on purpose: done, going away.
-GOODBYES: Final = (1000, 1001)
+#: What a peer says that leaves on purpose: done, going away, or nothing, as a browser's ``close()`` without a code.
+GOODBYES: Final = (1000, 1001, 1005)
 #: How long an ending connection may take: to accept our Close frame and to answer it.
 CLOSE_TIMEOUT_S: Final = 2.0
 #: trio-websocket answers a valid head at once; this only bounds a defect.
@@ -54,7 +54,7 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         insecure: Whether it may be reached from other machines although nothing is encrypted.
         max_connections: Over all addresses; one more is answered 503.
         max_connections_per_address: From one address.
-        ping_interval_s: A silent peer is pinged this often, and has the same time to answer.
+        ping_interval_s: A peer that has been silent for so long is pinged.
         ping_timeout_s: How long it may stay silent after a ping.
         deflate: Whether messages are compressed for clients that offer it (RFC 7692).
     """
@@ -239,7 +239,7 @@ class Server:
         self._per_address: Counter[str] = Counter()
         self._ended: Counter[str] = Counter()
         self._accepted = 0
-        self._draining = False
+        self._reconnect_after_ms: int | None = None  # once the server stops
         self._left = trio.Event()  # replaced whenever a connection has ended
         self.sessions: dict[int, Session] = {}
         self._outboxes: dict[int, Outbox] = {}
@@ -268,8 +268,7 @@ class Server:
 
     async def _serve(self, transport: Transport) -> None:
         try:
-            if self._draining:
-                raise BadHead(503, "the server is stopping")
+            self._check_open()
             if self._full(transport.peer):
                 raise BadHead(503, "too many connections")
             head = await read_head(transport)
@@ -284,13 +283,16 @@ class Server:
             if head.method != "GET" or head.path not in PATHS:
                 raise BadHead(404, f"WebSockets are at {' '.join(PATHS)}")
             check_upgrade(head)
-            if self._draining:
-                raise BadHead(503, "the server is stopping")
+            self._check_open()
         except BadHead as error:
             self._ended[f"http {error.status}"] += 1
             await self._web.refuse(transport, error)
             return
         await self._websocket(transport, head)
+
+    def _check_open(self) -> None:
+        if self._reconnect_after_ms is not None:
+            raise BadHead(503, "the server is stopping")
 
     def _full(self, peer: str) -> bool:
         total = self._per_address.total()
@@ -333,18 +335,21 @@ class Server:
                 bearer=stream.bearer, replays=self._replays,
             )  # fmt: skip
             self.sessions[session.id], self._outboxes[session.id] = session, outbox
+            if self._reconnect_after_ms is not None:  # since it asked
+                self._dismiss(session, self._reconnect_after_ms)
             try:
                 nursery.start_soon(self._keep_alive, stream, outbox, session)
                 with trio.CancelScope() as reading:
                     session.on_end = outbox.on_failure = reading.cancel
-                    if not outbox.failed:
+                    if not (outbox.failed or session.ending):
                         await self._read(connection, stream, session)
                 if stream.defect is not None:
                     raise stream.defect
             finally:
                 stream.session = None
                 del self.sessions[session.id], self._outboxes[session.id]
-                session.forget(clean=self._draining or (not session.ending and stream.said_goodbye))
+                stopping = self._reconnect_after_ms is not None
+                session.forget(clean=stopping or (not session.ending and stream.said_goodbye))
             self._ended[self._reason(stream, outbox, session)] += 1
             if session.ending:
                 outbox.push(close_frame(*session.close))
@@ -405,10 +410,13 @@ class Server:
 
     def drain(self, reconnect_after_ms: int) -> None:
         """Tell every client that the server stops, and end its session with Close 1001; take no new ones."""
-        self._draining = True
+        self._reconnect_after_ms = reconnect_after_ms
         for session in list(self.sessions.values()):
-            session.tell_status("maintenance", reconnect_after_ms)
-            session.end(GOING_AWAY, "the server stops")
+            self._dismiss(session, reconnect_after_ms)
+
+    def _dismiss(self, session: Session, reconnect_after_ms: int) -> None:
+        session.tell_status("maintenance", reconnect_after_ms)
+        session.end(GOING_AWAY, "the server stops")
 
     async def wait_empty(self) -> None:
         """Wait until no connection is left."""
