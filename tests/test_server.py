@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -315,6 +316,21 @@ async def test_one_too_many_is_told_to_come_back(autojump_clock: trio.abc.Clock)
         assert house.server.statistics().sessions == 2
         for peer in (second, again):
             peer.leave()
+
+
+async def test_of_those_that_are_too_many_none_is_held() -> None:
+    """Each had a task and five seconds to leave in: a cap of 5 held 300."""
+    async with open_house(tcp=True, server=ServerOptions(max_connections=5)) as house:
+        peers = [house.dial_tcp() for _ in range(100)]
+        while house.server.statistics().accepted < 100:
+            await trio.lowlevel.checkpoint()
+        for peer in peers[5:]:
+            assert (await peer.answer()).startswith(b"HTTP/1.1 503 ")
+        assert house.server.statistics().connections == 5
+        late = house.dial_tcp()
+        await late.send(request_head())  # a reset comes, but behind the answer
+        with contextlib.suppress(trio.BrokenResourceError):
+            assert (await late.stream.receive_some()).startswith(b"HTTP/1.1 503 ")
 
 
 async def test_one_address_cannot_take_every_place() -> None:

@@ -102,4 +102,5 @@ async def _send(
     data = writer.send(response) or b""
     with trio.move_on_after(RESPONSE_TIMEOUT_S):
         await transport.send_all(data + (body if body_wanted else b""))
-        await transport.finish()
+        if status != 503:  # where there are too many, none is held, though a reset may overtake the answer
+            await transport.finish()
