@@ -30,10 +30,12 @@ from tests.serving import (
 from ticker.codec import frame
 from ticker.guard import FrameGuard, GuardOptions
 from ticker.head import parse_head
+from ticker.orders.accounts import AccountOptions, Accounts, Limits, Token, new_token
 from ticker.outbox import Outbox
 from ticker.server import GuardedStream, ServerOptions
 from ticker.session import SessionOptions
 from ticker.transport import Transport
+from ticker.wire import NATIVE
 
 PAGE = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -342,6 +344,44 @@ async def test_one_address_cannot_take_every_place() -> None:
         other = await house.visit()  # a socket pair has another address
         for peer in (first, second, other):
             peer.leave()
+
+
+TOKEN, DIGEST = new_token()
+ALICE = AccountOptions(balances={}, tokens=(Token(sha256=DIGEST),), limits=Limits(open_orders=7))
+
+
+def head_with(token: str) -> bytes:
+    return request_head(extra=[f"Sec-WebSocket-Protocol: {NATIVE}", f"Authorization: Bearer {token}"])
+
+
+async def test_the_public_cannot_take_the_places_of_those_with_a_token(autojump_clock: trio.abc.Clock) -> None:
+    async with open_house(server=ServerOptions(max_unauthenticated=1)) as house:
+        await (await house.visit()).ask({"method": "ping"})
+        await (await house.visit()).ask({"method": "ping"})  # where everybody may trade there is no public
+        house.market.gateway.accounts = Accounts({"alice": ALICE})
+        first = await house.visit()
+        for token in ("", "nothing", DIGEST):
+            second = house.dial()
+            await second.send(head_with(token))
+            assert b"\r\n\r\ntoo many connections without a token" in await second.answer()
+        for _ in range(3):
+            await house.dial().shake_hands(head_with(TOKEN))
+        first.leave()
+        await trio.testing.wait_all_tasks_blocked()
+        await house.visit()
+
+
+async def test_the_limits_are_in_the_status_of_a_native_client(autojump_clock: trio.abc.Clock) -> None:
+    options = ServerOptions(max_connections_per_address=9)
+    session, guard = SessionOptions(max_subscriptions=5, requests_per_s=3.0), GuardOptions(max_message_bytes=1000)
+    limits = {"connections_per_address": 9, "message_bytes": 1000, "subscriptions": 5}
+    limits |= {"requests_per_s": 3.0, "requests_burst": 3.0}
+    async with open_house(server=options, session=session, guard=guard) as house:
+        house.market.gateway.accounts = Accounts({"alice": ALICE})
+        for token, known in ((TOKEN, {"open_orders": 7}), ("", {})):
+            peer = house.dial()
+            await peer.shake_hands(head_with(token))
+            assert (await peer.message())["data"][0]["limits"] == limits | known
 
 
 async def test_a_client_that_asks_and_does_not_read_is_cut_off_at_a_bound(autojump_clock: trio.abc.Clock) -> None:

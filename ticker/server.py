@@ -17,10 +17,11 @@ import trio_websocket
 
 from ticker.codec import PING, close_frame, frame
 from ticker.deflate import Inflater, negotiate
-from ticker.errors import ProtocolViolation
+from ticker.errors import ProtocolViolation, RequestError
 from ticker.guard import FrameGuard, GuardOptions, whole_text
 from ticker.head import BadHead, Head, TrustOptions, check_trust, check_upgrade, read_head
 from ticker.market import Market
+from ticker.orders.accounts import Grant
 from ticker.outbox import Outbox
 from ticker.replays import Replays
 from ticker.session import Session, SessionOptions
@@ -53,7 +54,9 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         port: 0 picks a free one.
         insecure: Whether it may be reached from other machines although nothing is encrypted.
         max_connections: Over all addresses; one more is answered 503.
-        max_connections_per_address: From one address.
+        max_connections_per_address: From one address; behind a proxy that is all of them.
+        max_unauthenticated: WebSockets that came without a valid token in ``Authorization``, where accounts have
+            tokens: who trades still finds a place when the public has taken these.
         ping_interval_s: A peer that has been silent for so long is pinged.
         ping_timeout_s: How long it may stay silent after a ping.
         deflate: Whether messages are compressed for clients that offer it (RFC 7692).
@@ -63,7 +66,8 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8765
     insecure: bool = False
     max_connections: Annotated[int, msgspec.Meta(ge=1)] = 20_000
-    max_connections_per_address: Annotated[int, msgspec.Meta(ge=1)] = 20_000
+    max_connections_per_address: Annotated[int, msgspec.Meta(ge=1)] = 10_000
+    max_unauthenticated: Annotated[int, msgspec.Meta(ge=0)] = 18_000
     ping_interval_s: Annotated[float, msgspec.Meta(gt=0)] = 20.0
     ping_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 20.0
     deflate: bool = False
@@ -108,7 +112,7 @@ class GuardedStream(trio.abc.Stream):
         self._guard = guard
         self._inflater = inflater
         self._head, self._rest = head.canonical, head.rest
-        self.bearer = head.headers.get("authorization", "").removeprefix("Bearer ")
+        self.bearer = head.bearer
         self.opened = trio.Event()
         self.connection: trio_websocket.WebSocketConnection | None = None
         self.violation: ProtocolViolation | None = None
@@ -239,6 +243,7 @@ class Server:
         self._per_address: Counter[str] = Counter()
         self._ended: Counter[str] = Counter()
         self._accepted = 0
+        self._unauthenticated = 0
         self._reconnect_after_ms: int | None = None  # once the server stops
         self._left = trio.Event()  # replaced whenever a connection has ended
         self.sessions: dict[int, Session] = {}
@@ -284,11 +289,18 @@ class Server:
                 raise BadHead(404, f"WebSockets are at {' '.join(PATHS)}")
             check_upgrade(head)
             self._check_open()
+            unauthenticated = self._grant(head.bearer) is None
+            if unauthenticated and self._unauthenticated >= self._options.max_unauthenticated:
+                raise BadHead(503, "too many connections without a token")
         except BadHead as error:
             self._ended[f"http {error.status}"] += 1
             await self._web.refuse(transport, error)
             return
-        await self._websocket(transport, head)
+        self._unauthenticated += unauthenticated
+        try:
+            await self._websocket(transport, head)
+        finally:
+            self._unauthenticated -= unauthenticated
 
     def _check_open(self) -> None:
         if self._reconnect_after_ms is not None:
@@ -299,6 +311,25 @@ class Server:
         return (
             total > self._options.max_connections or self._per_address[peer] > self._options.max_connections_per_address
         )
+
+    def _grant(self, token: str) -> Grant | None:
+        """Return what a token gives; None: nothing."""
+        try:
+            return self._market.gateway.accounts.grant(token)
+        except RequestError:
+            return None
+
+    def _limits(self, token: str) -> dict[str, int]:
+        """Return what ``status`` says of limits that are not the session's; 0 ``open_orders``: as many as it wants."""
+        options = self._options
+        limits = {
+            "connections_per_address": min(options.max_connections_per_address, options.max_connections),
+            "message_bytes": self._guard_options.max_message_bytes,
+        }
+        grant = self._grant(token)
+        if grant is not None:
+            limits["open_orders"] = self._market.gateway.accounts.options[grant.account].limits.open_orders
+        return limits
 
     async def _websocket(self, transport: Transport, head: Head) -> None:
         outbox = Outbox(transport)
@@ -332,7 +363,7 @@ class Server:
             stream.opened.set()
             session = Session(
                 next(self._ids), outbox, self._market, self._session_options, native=native, deflated=bool(extension),
-                bearer=stream.bearer, replays=self._replays,
+                bearer=stream.bearer, replays=self._replays, limits=self._limits(stream.bearer),
             )  # fmt: skip
             self.sessions[session.id], self._outboxes[session.id] = session, outbox
             if self._reconnect_after_ms is not None:  # since it asked

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -82,6 +82,17 @@ class Session:
         ending: Whether the server wants the session to end.
         close: The Close code and reason that go with it.
         on_end: Called when it begins to want that; for whoever reads for the session.
+
+    Args:
+        session_id: Number of the connection.
+        outbox: Where its frames go.
+        market: The server's own.
+        options: What it may do.
+        native: Whether it speaks the native profile.
+        deflated: Whether its messages may be compressed.
+        bearer: The token of its ``Authorization`` header, or empty.
+        replays: What else it may look at; None: nothing.
+        limits: What it is told of the limits of others: of the server, of its account.
     """
 
     def __init__(
@@ -95,6 +106,7 @@ class Session:
         deflated: bool = False,
         bearer: str = "",
         replays: Replays | None = None,
+        limits: Mapping[str, Any] | None = None,
     ) -> None:
         self.id = session_id
         self.native = native
@@ -104,7 +116,12 @@ class Session:
         self.on_end: Callable[[], None] = lambda: None
         self._outbox = outbox
         self._market = market
-        self._options = options
+        self._limits = {
+            **(limits or {}),
+            "subscriptions": options.max_subscriptions,
+            "requests_per_s": options.requests_per_s,
+            "requests_burst": options.burst,
+        }
         self._bucket = TokenBucket(options.requests_per_s, options.burst, trio.current_time())
         terms = Terms(
             native=native,
@@ -158,15 +175,11 @@ class Session:
             mode=self._market.mode,
             reconnect_after_ms=reconnect_after_ms,
             epoch=self._market.history.epoch if self.native else msgspec.UNSET,
-            limits=self._limits() if self.native else msgspec.UNSET,
+            limits=self._limits if self.native else msgspec.UNSET,
             orders=self._market.gateway.durability if self.native else msgspec.UNSET,
             **(origin(self._market) if self.native else {}),
         )
         self.send(wire.Message(channel="status", type="update", data=[row]))
-
-    def _limits(self) -> dict[str, Any]:
-        options = self._options
-        return {"subscriptions": options.max_subscriptions, "requests_per_s": options.requests_per_s}
 
     def beat(self) -> None:
         """Send a heartbeat: to plain subscribers into silence, to native ones always."""

@@ -211,7 +211,7 @@ class StatusRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         mode: ``sim``, ``replay`` or ``relay``: nothing simulated or replayed is labelled live.
         reconnect_after_ms: Before a planned stop: when it is worth coming back.
         epoch: Native profile: the present numbering.
-        limits: Native profile: what one connection may do.
+        limits: Native profile: what one address, connection and account may do.
         orders: Native profile: whether orders outlive the server: ``durable``, ``memory`` or ``unavailable``.
         source: Native profile: the recording of a replay.
         speed: Native profile: tape seconds per second of a replay; 0: as fast as possible.
