@@ -114,7 +114,9 @@ async def test_the_figures_that_the_page_shows_are_there():
 
 async def test_stats_are_told_by_pages_of_connections():
     async with served() as port:
-        assert (await ask(port, "/api/stats?after=x")).status == 400
+        for after in ("x", "9" * 21, "9" * 5000):  # Python reads no number of 4,301 digits
+            assert (await ask(port, f"/api/stats?after={after}")).status == 400
+        assert (await ask(port, "/api/stats?after=" + "9" * 20)).status == 200
         wrong = await ask(port, "/api/stats?after=-1")
         assert b"connection_id" in wrong.body
 
