@@ -129,7 +129,7 @@ class Session:
             ticker_interval_ms=options.ticker_interval_ms,
             limit=options.max_subscriptions,
             numbers=itertools.count(1),
-            cut_off=lambda reason: self.end(SLOW_CONSUMER, reason),
+            cut_off=self._cut_off,
         )
         self._data = Desk(self, outbox, market, terms, replays)
         self._replies: list[bytes] | None = None  # while a message is answered: its replies so far
@@ -183,15 +183,34 @@ class Session:
 
     def beat(self) -> None:
         """Send a heartbeat: to plain subscribers into silence, to native ones always."""
-        if self.native and self._data.active:
-            self._outbox.offer(frame(wire.encode(self._data.heartbeat())))
+        if self.native:
+            if self._subscribed:
+                self._outbox.offer(frame(wire.encode(self._data.heartbeat())))
             return
         sent = self._sent_so_far()
         if sent != self._beaten_at:
             self._beaten_at = sent
-        elif self._data.active or self._reads_instruments or self._market.gateway.reads(self):
+        elif self._subscribed:
             self._outbox.offer(HEARTBEAT_FRAME)
             self._beaten_at = self._sent_so_far()
+
+    @property
+    def _subscribed(self) -> bool:
+        return self._data.active or self._reads_instruments or self._market.gateway.reads(self)
+
+    def _cut_off(self, reason: str) -> None:
+        """End the session because a lossless channel cannot wait for it; a native client hears first what is behind.
+
+        Its socket has just taken something again, or this would not have come out. What it was not told while it took
+        nothing is neither conflated nor dropped: it goes with the connection.
+        """
+        if self.native and not self.ending:
+            code = Code.SLOW_CONSUMER
+            row = {"code": int(code), "name": code.name}
+            behind = [told for told in self._data.statistics() if told.lag_ms]
+            rows = [row | {"sub_id": b.sub_id, "lag_ms": b.lag_ms, "conflated": 0, "dropped": 0} for b in behind]
+            self.send(wire.Message(channel="notice", type="update", data=rows))
+        self.end(SLOW_CONSUMER, reason)
 
     def _sent_so_far(self) -> tuple[int, float]:
         """Return what is different after anything was sent."""
