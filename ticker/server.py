@@ -366,9 +366,9 @@ class Server:
                 bearer=stream.bearer, replays=self._replays, limits=self._limits(stream.bearer),
             )  # fmt: skip
             self.sessions[session.id], self._outboxes[session.id] = session, outbox
-            if self._reconnect_after_ms is not None:  # since it asked
-                self._dismiss(session, self._reconnect_after_ms)
             try:
+                if self._reconnect_after_ms is not None:  # since it asked
+                    self._dismiss(session, self._reconnect_after_ms)
                 nursery.start_soon(self._keep_alive, stream, outbox, session)
                 with trio.CancelScope() as reading:
                     session.on_end = outbox.on_failure = reading.cancel
