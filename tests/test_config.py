@@ -52,8 +52,9 @@ def test_flags_of_a_simulated_market_are_for_the_one_that_there_is(tmp_path):
     ],
 )
 def test_a_mistake_names_the_key_and_what_it_may_be(tmp_path, text, says):
-    with pytest.raises(ConfigError, match=says):
-        config.load(written(tmp_path, text), {})
+    for flags in ({}, {"server": {"host": "::1"}}):
+        with pytest.raises(ConfigError, match=says):
+            config.load(written(tmp_path, text), flags)
 
 
 def test_a_replay_of_several_recordings_is_configured_as_it_is_commanded(tmp_path):

@@ -36,7 +36,7 @@ def test_with_accounts_the_key_is_a_token_and_nothing_else_is() -> None:
     rest = Rest(Accounts({"alice": AccountOptions(balances={}, tokens=(Token(sha256=digest),))}))
 
     def ask(**headers: str) -> object:
-        status, kind, body = rest.private(Head("POST", PATH, headers, "1.1", b"", b""), b"")
+        status, kind, body = rest.private(Head("POST", PATH, headers, "1.1", b""), b"")
         assert (status, kind) == (200, "application/json")
         return json.loads(body)
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import os
 import random
 import socket
@@ -22,15 +24,18 @@ from tests.serving import (
     client_frame,
     dial_tcp,
     open_house,
+    quotes_batch,
     request_head,
 )
 from ticker.codec import frame
 from ticker.guard import FrameGuard, GuardOptions
 from ticker.head import parse_head
+from ticker.orders.accounts import AccountOptions, Accounts, Limits, Token, new_token
 from ticker.outbox import Outbox
 from ticker.server import GuardedStream, ServerOptions
 from ticker.session import SessionOptions
 from ticker.transport import Transport
+from ticker.wire import NATIVE
 
 PAGE = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -315,6 +320,21 @@ async def test_one_too_many_is_told_to_come_back(autojump_clock: trio.abc.Clock)
             peer.leave()
 
 
+async def test_of_those_that_are_too_many_none_is_held() -> None:
+    """Each had a task and five seconds to leave in: a cap of 5 held 300."""
+    async with open_house(tcp=True, server=ServerOptions(max_connections=5)) as house:
+        peers = [house.dial_tcp() for _ in range(100)]
+        while house.server.statistics().accepted < 100:
+            await trio.lowlevel.checkpoint()
+        for peer in peers[5:]:
+            assert (await peer.answer()).startswith(b"HTTP/1.1 503 ")
+        assert house.server.statistics().connections == 5
+        late = house.dial_tcp()
+        await late.send(request_head())  # a reset comes, but behind the answer
+        with contextlib.suppress(trio.BrokenResourceError):
+            assert (await late.stream.receive_some()).startswith(b"HTTP/1.1 503 ")
+
+
 async def test_one_address_cannot_take_every_place() -> None:
     async with open_house(tcp=True, server=ServerOptions(max_connections_per_address=1)) as house:
         first = house.dial_tcp()
@@ -324,6 +344,44 @@ async def test_one_address_cannot_take_every_place() -> None:
         other = await house.visit()  # a socket pair has another address
         for peer in (first, second, other):
             peer.leave()
+
+
+TOKEN, DIGEST = new_token()
+ALICE = AccountOptions(balances={}, tokens=(Token(sha256=DIGEST),), limits=Limits(open_orders=7))
+
+
+def head_with(token: str) -> bytes:
+    return request_head(extra=[f"Sec-WebSocket-Protocol: {NATIVE}", f"Authorization: Bearer {token}"])
+
+
+async def test_the_public_cannot_take_the_places_of_those_with_a_token(autojump_clock: trio.abc.Clock) -> None:
+    async with open_house(server=ServerOptions(max_unauthenticated=1)) as house:
+        await (await house.visit()).ask({"method": "ping"})
+        await (await house.visit()).ask({"method": "ping"})  # where everybody may trade there is no public
+        house.market.gateway.accounts = Accounts({"alice": ALICE})
+        first = await house.visit()
+        for token in ("", "nothing", DIGEST):
+            second = house.dial()
+            await second.send(head_with(token))
+            assert b"\r\n\r\ntoo many connections without a token" in await second.answer()
+        for _ in range(3):
+            await house.dial().shake_hands(head_with(TOKEN))
+        first.leave()
+        await trio.testing.wait_all_tasks_blocked()
+        await house.visit()
+
+
+async def test_the_limits_are_in_the_status_of_a_native_client(autojump_clock: trio.abc.Clock) -> None:
+    options = ServerOptions(max_connections_per_address=9)
+    session, guard = SessionOptions(max_subscriptions=5, requests_per_s=3.0), GuardOptions(max_message_bytes=1000)
+    limits = {"connections_per_address": 9, "message_bytes": 1000, "subscriptions": 5}
+    limits |= {"requests_per_s": 3.0, "requests_burst": 3.0}
+    async with open_house(server=options, session=session, guard=guard) as house:
+        house.market.gateway.accounts = Accounts({"alice": ALICE})
+        for token, known in ((TOKEN, {"open_orders": 7}), ("", {})):
+            peer = house.dial()
+            await peer.shake_hands(head_with(token))
+            assert (await peer.message())["data"][0]["limits"] == limits | known
 
 
 async def test_a_client_that_asks_and_does_not_read_is_cut_off_at_a_bound(autojump_clock: trio.abc.Clock) -> None:
@@ -347,7 +405,7 @@ async def test_requests_beyond_the_rate_are_refused_and_the_session_lives(autoju
     async with open_house(session=SessionOptions(requests_per_s=1.0, requests_burst=2.0)) as house:
         peer = await house.visit()
         replies = [await peer.ask({"method": "ping"}) for _ in range(4)]
-        assert [reply.get("method") for reply in replies] == ["pong", "pong", None, None]
+        assert [reply.get("method") for reply in replies] == ["pong", "pong", "ping", "ping"]
         assert replies[-1]["error"] == "EGeneral:Too many requests"
         await trio.sleep(1)
         assert (await peer.ask({"method": "ping"}))["method"] == "pong"
@@ -529,6 +587,51 @@ async def test_who_was_accepted_before_the_stop_and_asks_after_it_is_turned_away
             await house.wait_empty()
         assert not house.server.sessions
         peer.leave()
+
+
+async def test_who_shakes_hands_while_the_server_stops_is_told_so_too(autojump_clock: trio.abc.Clock) -> None:
+    """It became a session that nobody told of the stop, and was cut off without a Close frame."""
+    ends = set()
+    for turns in range(40):
+        async with open_house() as house:
+            peer = house.dial()
+            await peer.send(request_head())
+            for _ in range(turns):
+                await trio.lowlevel.checkpoint()
+            greeted = bool(house.server.sessions)
+            house.server.drain(1500)
+            try:
+                await peer.shake_hands(b"")
+            except AssertionError:
+                assert not greeted
+            else:
+                *told, last = await peer.rest()
+                systems = [json.loads(message.payload)["data"][0]["system"] for message in told]
+                assert systems == ["online"] * greeted + ["maintenance"]
+                assert last.close_code == 1001
+            peer.leave()
+            with trio.fail_after(1):
+                await house.wait_empty()
+            ends |= {(reason, greeted) for reason in house.server.statistics().ended}
+    assert ends == {("http 503", False), ("closed 1001", False), ("closed 1001", True)}
+
+
+@pytest.mark.parametrize(("payload", "left"), [(b"", 1), (b"\x03\xe8", 1), (b"\x0b\xb8", 0)])
+async def test_a_close_frame_without_a_code_is_a_goodbye_too(
+    payload: bytes, left: int, autojump_clock: trio.abc.Clock
+) -> None:
+    """A browser's ``close()`` sends none, and its orders were canceled as if the connection had been lost."""
+    async with open_house() as house:
+        await house.feed.tell(quotes_batch(600_000, 3))
+        peer = await house.visit(native=True)
+        await peer.ask({"method": "cancel_on_disconnect", "params": {"enable": True, "grace_ms": 0}})
+        order = {"order_type": "limit", "side": "buy", "symbol": "BTC/USD", "order_qty": 1, "limit_price": 10}
+        assert (await peer.ask({"method": "add_order", "params": order}))["success"]
+        await peer.send_frame(CLOSE, payload)
+        await peer.farewell()
+        peer.leave()
+        await trio.sleep(1)
+        assert house.market.gateway.statistics().open_orders == left
 
 
 async def test_statistics_count_what_happened(autojump_clock: trio.abc.Clock) -> None:

@@ -184,8 +184,20 @@ async def test_too_many_requests_are_refused_and_the_session_lives(autojump_cloc
     assert [client.ask("ping")[0]["method"] for _ in range(3)] == ["pong"] * 3
     (refusal,) = client.ask("ping")
     assert (refusal["success"], refusal["error"]) == (False, "EGeneral:Too many requests")
+    assert (refusal["method"], refusal["req_id"]) == ("ping", 1)
+    (refusal,) = client.say('{"method":"ping","req_id":NaN}')
+    assert refusal["error"] == "EGeneral:Too many requests"
+    assert "method" not in refusal
+    assert client.say(b"{}")[0]["error"] == "EGeneral:Too many requests"
     await trio.sleep(0.1)
     assert client.ask("ping")[0]["method"] == "pong"
+
+
+@pytest.mark.parametrize(("rate", "burst"), [(5, 5), (0.5, 1)])
+async def test_a_rate_alone_limits_what_may_come_at_once(autojump_clock, market, rate, burst):
+    client = Client(market, requests_per_s=rate)
+    answers = [client.ask("ping")[0] for _ in range(burst + 1)]
+    assert [answer.get("success") for answer in answers] == [None] * burst + [False]
 
 
 async def test_a_binary_message_is_refused(autojump_clock, market, client):
@@ -208,6 +220,22 @@ async def test_a_heartbeat_comes_only_into_silence_and_only_to_subscribers(autoj
     assert client.wire.messages() == []
 
 
+@pytest.mark.parametrize("channel", ["instrument", "balances", "executions"])
+async def test_a_native_heartbeat_comes_to_subscribers_of_anything(autojump_clock, market, channel):
+    """A subscriber of instruments got the plain one, and only into silence."""
+    client = Client(market, native=True)
+    client.session.beat()
+    assert client.wire.messages() == []
+    client.ask("subscribe", channel=channel)
+    await settle()
+    client.wire.messages()
+    for _ in range(2):
+        client.session.beat()
+        (beat,) = client.wire.messages()
+        assert (beat["channel"], beat["data"]) == ("heartbeat", [])
+        assert beat["ts"].startswith("2026")
+
+
 async def test_a_session_that_ends_leaves_nothing_behind(autojump_clock, market, client):
     for channel in ("ticker", "trade", "book", "ohlc"):
         client.ask("subscribe", channel=channel, symbol=["BTC/USD"])
@@ -222,6 +250,30 @@ async def test_the_slowest_are_told_why_they_are_cut_off(autojump_clock, market,
     client.session._data._own._subscriber.cut_off("too far behind")
     client.session.end(1001, "later")
     assert client.session.close == (4008, "too far behind")
+
+
+@pytest.mark.parametrize("native", [True, False])
+async def test_a_native_client_is_noticed_of_what_was_too_slow_before_it_is_cut_off(
+    autojump_clock, nursery, fixed_time, native
+):
+    market, tape = open_market(options=HistoryOptions(trade_rows=10)), Tape()
+    await market.gateway.recover()
+    client = Client(market, native=native)
+    nursery.start_soon(market.broadcaster.run)
+    nursery.start_soon(client.outbox.run)
+    client.ask("subscribe", channel="ticker", symbol=["BTC/USD"])
+    client.ask("subscribe", channel="trade", symbol=["BTC/USD"])
+    client.wire.set_room(0)
+    for _ in range(100):
+        market.broadcaster.publish(tape.trades((BTC, BUY, 1000, 1)))
+        await trio.testing.wait_all_tasks_blocked()
+    await trio.sleep(3)
+    client.wire.set_room(None)
+    await settle()
+    assert client.session.close[0] == 4008
+    notices = [message["data"] for message in client.wire.messages() if message["channel"] == "notice"]
+    row = {"code": 2301, "name": "SLOW_CONSUMER", "sub_id": 2, "lag_ms": 3000, "conflated": 0, "dropped": 0}
+    assert notices[1:] == ([[row]] if native else [])  # the first one is of the ticker, which has caught up
 
 
 NATIVE_REQUESTS = [
@@ -316,7 +368,7 @@ async def test_a_packed_ticker_is_read_with_one_frombuffer(autojump_clock, marke
 
 async def test_plain_clients_know_nothing_of_the_native_profile(autojump_clock, market, client):
     (reply,) = client.ask(
-        "subscribe", channel="ticker", symbol=["BTC/USD"], interval_ms=5, mode="raw", resume={"epoch": "", "after": 1}
+        "subscribe", channel="ticker", symbol=["BTC/USD"], interval_ms="5", mode="raw", resume=1, session=5
     )
     assert "ext" not in reply
     assert reply["result"] == {"channel": "ticker", "symbol": "BTC/USD", "snapshot": True, "event_trigger": "trades"}

@@ -46,7 +46,7 @@ class Desk:
         return samples(self.metrics.page({})[2])
 
     def subscribers(self) -> dict[tuple[str, ...], float]:
-        return samples(self.metrics.subscribers_page({})[2])
+        return samples(b"".join(self.metrics.subscribers_page({})[2]))
 
 
 @asynccontextmanager
@@ -139,6 +139,24 @@ async def test_connections_come_in_pages(monkeypatch):
                 break
             after = int(page["next"].partition("after=")[2])
         assert pages == [[1, 2], [3, 4], [5]]
+
+
+async def test_series_of_every_subscription_come_in_small_parts(monkeypatch):
+    monkeypatch.setattr("ticker.metrics.ROWS_PER_PART", 2)
+    async with desk() as office:
+        peers = [await subscribed(office.house) for _ in range(5)]
+        parts = iter(office.metrics.subscribers_page({})[2])
+        read = [next(parts) for _ in range(3)]
+        peers[0].leave()  # it was asked already
+        while office.house.server.statistics().sessions == 5:
+            await trio.lowlevel.checkpoint()
+        read += parts
+        assert max(part.count(b"{") for part in read) == 2
+        names = [f"ticker_subscriber_{name}_total" for name in ("published", "delivered", "conflated", "dropped")]
+        expected = {
+            (name, "ticker", str(n), "1") for name in [*names, "ticker_subscriber_lag_seconds"] for n in range(1, 6)
+        }
+        assert samples(b"".join(read)).keys() == expected
 
 
 async def test_replays_are_counted_and_each_is_told_without_its_name(tmp_path):

@@ -74,7 +74,7 @@ async def test_the_server_passes_over_what_a_later_client_says(native):
 
 async def test_a_value_of_the_wrong_type_is_no_novelty():
     async with open_house() as house:
-        peer = await house.visit()
+        peer = await house.visit(native=True)
         for field, value in (("mode", 5), ("symbol", 7), ("event_trigger", ["bbo"]), ("snapshot", "yes")):
             wish = {"channel": "ticker", "symbol": ["BTC/USD"], field: value}
             reply = await peer.ask({"method": "subscribe", "params": wish})

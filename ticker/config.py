@@ -1,7 +1,8 @@
 """Reads the configuration: a TOML file with one table per part, overridden by command-line flags.
 
-The option structs live beside the classes that they configure; this module only composes them. Every mistake becomes
-a :class:`~ticker.errors.ConfigError` that names the key and what it may be.
+The option structs live beside the classes that they configure; this module only composes them. A key that there is
+not, and a value that is of another kind or out of range, becomes a :class:`~ticker.errors.ConfigError` that names the
+key and what it may be. What shows only when a part is made of its options, a missing file say, is told by that part.
 """
 
 from __future__ import annotations
@@ -92,6 +93,9 @@ def load(path: str | None, flags: dict[str, dict[str, Any]]) -> Options:
     unknown = sorted(tables.keys() - _TABLES.keys())
     if unknown:
         raise ConfigError(f"{origin}unknown table [{unknown[0]}]; there are {', '.join(_TABLES)}")
+    for table, values in tables.items():
+        if not isinstance(values, dict):
+            raise ConfigError(f"{origin}[{table}] is a table with the keys {_keys(table)}")
     if "market" in tables:
         flags = {"market" if table == "simulation" else table: values for table, values in flags.items()}
     for table, values in flags.items():
@@ -118,14 +122,15 @@ def _read(path: str) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
-def _convert(origin: str, table: str, values: Any) -> msgspec.Struct:  # noqa: ANN401 - from TOML
+def _keys(table: str) -> str:
+    return ", ".join(_TABLES[table].__struct_encode_fields__)
+
+
+def _convert(origin: str, table: str, values: dict[str, Any]) -> msgspec.Struct:
     kind = _TABLES[table]
-    allowed = ", ".join(kind.__struct_encode_fields__)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{origin}[{table}] is a table with the keys {allowed}")
     unknown = sorted(values.keys() - set(kind.__struct_encode_fields__))
     if unknown:
-        raise ConfigError(f"{origin}[{table}] has no key {unknown[0]!r}; it has {allowed}")
+        raise ConfigError(f"{origin}[{table}] has no key {unknown[0]!r}; it has {_keys(table)}")
     try:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:

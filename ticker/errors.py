@@ -4,7 +4,8 @@
 * :class:`ProtocolViolation`: the client broke the transport's rules. Answered with a Close frame.
 * :class:`ConfigError`: the person who starts the server has to change something. Printed without a traceback.
 
-Everything else that is raised is a defect of ours: logged with a traceback, Close 1011.
+Everything else that is raised is a defect of ours. In the task of a connection it is logged with a traceback and costs
+that connection a Close 1011; in a task that serves all, such as the broadcaster's or the gateway's, it ends the server.
 """
 
 from __future__ import annotations

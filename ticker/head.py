@@ -47,7 +47,6 @@ class Head(msgspec.Struct, frozen=True):
         target: Path and query.
         headers: Names in lower case; several of a name are one list.
         version: "1.1" or "1.0".
-        raw: The bytes up to and including the blank line.
         rest: What the peer sent behind it already.
     """
 
@@ -55,13 +54,17 @@ class Head(msgspec.Struct, frozen=True):
     target: str
     headers: dict[str, str]
     version: str
-    raw: bytes
     rest: bytes
 
     @property
     def path(self) -> str:
         """The target without its query."""
         return self.target.partition("?")[0]
+
+    @property
+    def bearer(self) -> str:
+        """The token in ``Authorization``, or empty."""
+        return self.headers.get("authorization", "").removeprefix("Bearer ")
 
     @property
     def canonical(self) -> bytes:
@@ -167,7 +170,7 @@ def parse_head(raw: bytes, rest: bytes = b"") -> Head:
     method, target, version = event.method.decode(), event.target.decode(), event.http_version.decode()
     if version not in ("1.0", "1.1"):
         raise BadHead(400, f"HTTP/{version} is not spoken here")
-    return Head(method, target, headers, version, raw, rest)
+    return Head(method, target, headers, version, rest)
 
 
 def check_upgrade(head: Head) -> None:

@@ -17,10 +17,11 @@ import trio_websocket
 
 from ticker.codec import PING, close_frame, frame
 from ticker.deflate import Inflater, negotiate
-from ticker.errors import ProtocolViolation
+from ticker.errors import ProtocolViolation, RequestError
 from ticker.guard import FrameGuard, GuardOptions, whole_text
 from ticker.head import BadHead, Head, TrustOptions, check_trust, check_upgrade, read_head
 from ticker.market import Market
+from ticker.orders.accounts import Grant
 from ticker.outbox import Outbox
 from ticker.replays import Replays
 from ticker.session import Session, SessionOptions
@@ -36,8 +37,8 @@ INTERNAL_ERROR: Final = 1011
 NO_PONG: Final = 4009
 #: What trio-websocket finds in frames and does not tell the peer: protocol error, invalid data, too big.
 BROKEN_CODES: Final = (1002, 1007, 1009)
-#: What a peer says that leaves on purpose: done, going away.
-GOODBYES: Final = (1000, 1001)
+#: What a peer says that leaves on purpose: done, going away, or nothing, as a browser's ``close()`` without a code.
+GOODBYES: Final = (1000, 1001, 1005)
 #: How long an ending connection may take: to accept our Close frame and to answer it.
 CLOSE_TIMEOUT_S: Final = 2.0
 #: trio-websocket answers a valid head at once; this only bounds a defect.
@@ -53,8 +54,10 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         port: 0 picks a free one.
         insecure: Whether it may be reached from other machines although nothing is encrypted.
         max_connections: Over all addresses; one more is answered 503.
-        max_connections_per_address: From one address.
-        ping_interval_s: A silent peer is pinged this often, and has the same time to answer.
+        max_connections_per_address: From one address; behind a proxy that is all of them.
+        max_unauthenticated: WebSockets that came without a valid token in ``Authorization``, where accounts have
+            tokens: who trades still finds a place when the public has taken these.
+        ping_interval_s: A peer that has been silent for so long is pinged.
         ping_timeout_s: How long it may stay silent after a ping.
         deflate: Whether messages are compressed for clients that offer it (RFC 7692).
     """
@@ -63,7 +66,8 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8765
     insecure: bool = False
     max_connections: Annotated[int, msgspec.Meta(ge=1)] = 20_000
-    max_connections_per_address: Annotated[int, msgspec.Meta(ge=1)] = 20_000
+    max_connections_per_address: Annotated[int, msgspec.Meta(ge=1)] = 10_000
+    max_unauthenticated: Annotated[int, msgspec.Meta(ge=0)] = 18_000
     ping_interval_s: Annotated[float, msgspec.Meta(gt=0)] = 20.0
     ping_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 20.0
     deflate: bool = False
@@ -108,7 +112,7 @@ class GuardedStream(trio.abc.Stream):
         self._guard = guard
         self._inflater = inflater
         self._head, self._rest = head.canonical, head.rest
-        self.bearer = head.headers.get("authorization", "").removeprefix("Bearer ")
+        self.bearer = head.bearer
         self.opened = trio.Event()
         self.connection: trio_websocket.WebSocketConnection | None = None
         self.violation: ProtocolViolation | None = None
@@ -239,7 +243,8 @@ class Server:
         self._per_address: Counter[str] = Counter()
         self._ended: Counter[str] = Counter()
         self._accepted = 0
-        self._draining = False
+        self._unauthenticated = 0
+        self._reconnect_after_ms: int | None = None  # once the server stops
         self._left = trio.Event()  # replaced whenever a connection has ended
         self.sessions: dict[int, Session] = {}
         self._outboxes: dict[int, Outbox] = {}
@@ -268,8 +273,7 @@ class Server:
 
     async def _serve(self, transport: Transport) -> None:
         try:
-            if self._draining:
-                raise BadHead(503, "the server is stopping")
+            self._check_open()
             if self._full(transport.peer):
                 raise BadHead(503, "too many connections")
             head = await read_head(transport)
@@ -284,19 +288,48 @@ class Server:
             if head.method != "GET" or head.path not in PATHS:
                 raise BadHead(404, f"WebSockets are at {' '.join(PATHS)}")
             check_upgrade(head)
-            if self._draining:
-                raise BadHead(503, "the server is stopping")
+            self._check_open()
+            unauthenticated = self._grant(head.bearer) is None
+            if unauthenticated and self._unauthenticated >= self._options.max_unauthenticated:
+                raise BadHead(503, "too many connections without a token")
         except BadHead as error:
             self._ended[f"http {error.status}"] += 1
             await self._web.refuse(transport, error)
             return
-        await self._websocket(transport, head)
+        self._unauthenticated += unauthenticated
+        try:
+            await self._websocket(transport, head)
+        finally:
+            self._unauthenticated -= unauthenticated
+
+    def _check_open(self) -> None:
+        if self._reconnect_after_ms is not None:
+            raise BadHead(503, "the server is stopping")
 
     def _full(self, peer: str) -> bool:
         total = self._per_address.total()
         return (
             total > self._options.max_connections or self._per_address[peer] > self._options.max_connections_per_address
         )
+
+    def _grant(self, token: str) -> Grant | None:
+        """Return what a token gives; None: nothing."""
+        try:
+            return self._market.gateway.accounts.grant(token)
+        except RequestError:
+            return None
+
+    def _limits(self, token: str) -> dict[str, int]:
+        """Return what ``status`` says of limits that are not the session's; 0 ``open_orders``: as many as it wants."""
+        options = self._options
+        limits = {
+            "connections_per_address": min(options.max_connections_per_address, options.max_connections),
+            "message_bytes": self._guard_options.max_message_bytes,
+        }
+        grant = self._grant(token)
+        if grant is not None:
+            limits["open_orders"] = self._market.gateway.accounts.options[grant.account].limits.open_orders
+        return limits
 
     async def _websocket(self, transport: Transport, head: Head) -> None:
         outbox = Outbox(transport)
@@ -330,21 +363,24 @@ class Server:
             stream.opened.set()
             session = Session(
                 next(self._ids), outbox, self._market, self._session_options, native=native, deflated=bool(extension),
-                bearer=stream.bearer, replays=self._replays,
+                bearer=stream.bearer, replays=self._replays, limits=self._limits(stream.bearer),
             )  # fmt: skip
             self.sessions[session.id], self._outboxes[session.id] = session, outbox
             try:
+                if self._reconnect_after_ms is not None:  # since it asked
+                    self._dismiss(session, self._reconnect_after_ms)
                 nursery.start_soon(self._keep_alive, stream, outbox, session)
                 with trio.CancelScope() as reading:
                     session.on_end = outbox.on_failure = reading.cancel
-                    if not outbox.failed:
+                    if not (outbox.failed or session.ending):
                         await self._read(connection, stream, session)
                 if stream.defect is not None:
                     raise stream.defect
             finally:
                 stream.session = None
                 del self.sessions[session.id], self._outboxes[session.id]
-                session.forget(clean=self._draining or (not session.ending and stream.said_goodbye))
+                stopping = self._reconnect_after_ms is not None
+                session.forget(clean=stopping or (not session.ending and stream.said_goodbye))
             self._ended[self._reason(stream, outbox, session)] += 1
             if session.ending:
                 outbox.push(close_frame(*session.close))
@@ -405,10 +441,13 @@ class Server:
 
     def drain(self, reconnect_after_ms: int) -> None:
         """Tell every client that the server stops, and end its session with Close 1001; take no new ones."""
-        self._draining = True
+        self._reconnect_after_ms = reconnect_after_ms
         for session in list(self.sessions.values()):
-            session.tell_status("maintenance", reconnect_after_ms)
-            session.end(GOING_AWAY, "the server stops")
+            self._dismiss(session, reconnect_after_ms)
+
+    def _dismiss(self, session: Session, reconnect_after_ms: int) -> None:
+        session.tell_status("maintenance", reconnect_after_ms)
+        session.end(GOING_AWAY, "the server stops")
 
     async def wait_empty(self) -> None:
         """Wait until no connection is left."""

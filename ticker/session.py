@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -42,13 +42,18 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         ticker_interval_ms: Throttle of the ticker channel; 0 sends every event.
         max_subscriptions: (channel, symbol) pairs.
         requests_per_s: Sustained requests per second; more are refused, the session lives.
-        requests_burst: How many may come at once.
+        requests_burst: How many may come at once; unless it is given, as many as a second allows.
     """
 
     ticker_interval_ms: Annotated[int, msgspec.Meta(ge=0, le=60_000)] = 100
     max_subscriptions: Annotated[int, msgspec.Meta(ge=1)] = 20_000
     requests_per_s: Annotated[float, msgspec.Meta(gt=0)] = 20_000.0
-    requests_burst: Annotated[float, msgspec.Meta(ge=1)] = 20_000.0
+    requests_burst: Annotated[float, msgspec.Meta(ge=1)] | None = None
+
+    @property
+    def burst(self) -> float:
+        """How many requests may come at once."""
+        return max(1.0, self.requests_per_s) if self.requests_burst is None else self.requests_burst
 
 
 class SessionStatistics(msgspec.Struct, frozen=True):
@@ -77,6 +82,17 @@ class Session:
         ending: Whether the server wants the session to end.
         close: The Close code and reason that go with it.
         on_end: Called when it begins to want that; for whoever reads for the session.
+
+    Args:
+        session_id: Number of the connection.
+        outbox: Where its frames go.
+        market: The server's own.
+        options: What it may do.
+        native: Whether it speaks the native profile.
+        deflated: Whether its messages may be compressed.
+        bearer: The token of its ``Authorization`` header, or empty.
+        replays: What else it may look at; None: nothing.
+        limits: What it is told of the limits of others: of the server, of its account.
     """
 
     def __init__(
@@ -90,6 +106,7 @@ class Session:
         deflated: bool = False,
         bearer: str = "",
         replays: Replays | None = None,
+        limits: Mapping[str, Any] | None = None,
     ) -> None:
         self.id = session_id
         self.native = native
@@ -99,15 +116,20 @@ class Session:
         self.on_end: Callable[[], None] = lambda: None
         self._outbox = outbox
         self._market = market
-        self._options = options
-        self._bucket = TokenBucket(options.requests_per_s, options.requests_burst, trio.current_time())
+        self._limits = {
+            **(limits or {}),
+            "subscriptions": options.max_subscriptions,
+            "requests_per_s": options.requests_per_s,
+            "requests_burst": options.burst,
+        }
+        self._bucket = TokenBucket(options.requests_per_s, options.burst, trio.current_time())
         terms = Terms(
             native=native,
             deflated=deflated,
             ticker_interval_ms=options.ticker_interval_ms,
             limit=options.max_subscriptions,
             numbers=itertools.count(1),
-            cut_off=lambda reason: self.end(SLOW_CONSUMER, reason),
+            cut_off=self._cut_off,
         )
         self._data = Desk(self, outbox, market, terms, replays)
         self._replies: list[bytes] | None = None  # while a message is answered: its replies so far
@@ -153,27 +175,42 @@ class Session:
             mode=self._market.mode,
             reconnect_after_ms=reconnect_after_ms,
             epoch=self._market.history.epoch if self.native else msgspec.UNSET,
-            limits=self._limits() if self.native else msgspec.UNSET,
+            limits=self._limits if self.native else msgspec.UNSET,
             orders=self._market.gateway.durability if self.native else msgspec.UNSET,
             **(origin(self._market) if self.native else {}),
         )
         self.send(wire.Message(channel="status", type="update", data=[row]))
 
-    def _limits(self) -> dict[str, Any]:
-        options = self._options
-        return {"subscriptions": options.max_subscriptions, "requests_per_s": options.requests_per_s}
-
     def beat(self) -> None:
         """Send a heartbeat: to plain subscribers into silence, to native ones always."""
-        if self.native and self._data.active:
-            self._outbox.offer(frame(wire.encode(self._data.heartbeat())))
+        if self.native:
+            if self._subscribed:
+                self._outbox.offer(frame(wire.encode(self._data.heartbeat())))
             return
         sent = self._sent_so_far()
         if sent != self._beaten_at:
             self._beaten_at = sent
-        elif self._data.active or self._reads_instruments or self._market.gateway.reads(self):
+        elif self._subscribed:
             self._outbox.offer(HEARTBEAT_FRAME)
             self._beaten_at = self._sent_so_far()
+
+    @property
+    def _subscribed(self) -> bool:
+        return self._data.active or self._reads_instruments or self._market.gateway.reads(self)
+
+    def _cut_off(self, reason: str) -> None:
+        """End the session because a lossless channel cannot wait for it; a native client hears first what is behind.
+
+        Its socket has just taken something again, or this would not have come out. What it was not told while it took
+        nothing is neither conflated nor dropped: it goes with the connection.
+        """
+        if self.native and not self.ending:
+            code = Code.SLOW_CONSUMER
+            row = {"code": int(code), "name": code.name}
+            behind = [told for told in self._data.statistics() if told.lag_ms]
+            rows = [row | {"sub_id": b.sub_id, "lag_ms": b.lag_ms, "conflated": 0, "dropped": 0} for b in behind]
+            self.send(wire.Message(channel="notice", type="update", data=rows))
+        self.end(SLOW_CONSUMER, reason)
 
     def _sent_so_far(self) -> tuple[int, float]:
         """Return what is different after anything was sent."""
@@ -200,6 +237,7 @@ class Session:
         try:
             wait = self._bucket.take(1, trio.current_time())
             if wait:
+                request = wire.envelope_of(message) if isinstance(message, str) else request
                 retry = math.ceil(1000 * wait)
                 raise RequestError("EGeneral:Too many requests", Code.RATE_LIMITED, retry_after_ms=retry)
             if isinstance(message, bytes):
@@ -250,7 +288,7 @@ class Session:
         self.send(Reply(method="pong", time_in=time_in, time_out=time_out, req_id=request.req_id))
 
     def _subscribe(self, request: Request, time_in: str) -> None:
-        params = wire.params_of(request, SubscribeParams)
+        params = wire.subscription_of(request, native=self.native)
         if params.channel == "instrument":
             self._subscribe_instruments(request, time_in, params)
         elif params.channel in PRIVATE_CHANNELS:
@@ -261,7 +299,7 @@ class Session:
             self._data.at(params).subscribe(request, time_in, params)
 
     def _unsubscribe(self, request: Request, time_in: str) -> None:
-        params = wire.params_of(request, SubscribeParams)
+        params = wire.subscription_of(request, native=self.native)
         if params.channel == "instrument":
             self._unsubscribe_instruments(request, time_in, params)
         elif params.channel in PRIVATE_CHANNELS:
@@ -272,7 +310,7 @@ class Session:
             self._data.at(params).unsubscribe(request, time_in, params)
 
     def _resync(self, request: Request, time_in: str) -> None:
-        params = wire.params_of(request, SubscribeParams)
+        params = wire.subscription_of(request, native=self.native)
         self._data.at(params).resync(request, time_in, params)
 
     def _subscribe_instruments(self, request: Request, time_in: str, params: SubscribeParams) -> None:

@@ -20,6 +20,8 @@ from ticker.web import Page
 
 #: Connections on one page of ``/api/stats``; a page of all would stop the market for a moment.
 CONNECTIONS_PER_PAGE: Final = 100
+#: Of a connection_id; Python refuses to read a number of thousands.
+MAX_DIGITS: Final = 20
 #: Symbols that ``/healthz`` names.
 MAX_SYMBOLS: Final = 1000
 
@@ -91,7 +93,7 @@ class Stats:
         }
 
     def _after(self, text: str) -> Any:  # noqa: ANN401 - an iterator of sessions
-        if not text.isdecimal():
+        if not text.isdecimal() or len(text) > MAX_DIGITS:
             raise BadHead(400, "after is the connection_id of the last connection that was listed")
         first = int(text)
         return (session for session in self._server.sessions.values() if session.id > first)

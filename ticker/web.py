@@ -5,7 +5,7 @@ It knows HTTP responses and where the figures come from; it must not know sessio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Final
@@ -29,8 +29,8 @@ _SECURITY: Final = [
 _TYPES: Final = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 _STATIC: Final = {"/": "index.html", "/static/status.js": "status.js", "/static/status.css": "status.css"}
 
-#: Status, content type and body.
-Page = tuple[int, str, bytes]
+#: Status, content type and body, the body perhaps in parts: others run between them.
+Page = tuple[int, str, bytes | Iterable[bytes]]
 #: Makes a page of the query's parameters.
 PageMaker = Callable[[dict[str, str]], Page]
 #: Does what a POST asks for, given its head and body, and makes a page of it.
@@ -60,7 +60,7 @@ class Web:
         else:
             allowed = ", ".join((["GET", "HEAD"] if readable else []) + (["POST"] if action else []))
             raise BadHead(405, f"only {allowed}", (("allow", allowed),))
-        await _send(transport, status, kind, body, body_wanted=head.method != "HEAD")
+        await _send(transport, status, kind, await _whole(body), body_wanted=head.method != "HEAD")
 
     async def refuse(self, transport: Transport, error: BadHead) -> None:
         """Answer a request that cannot be served."""
@@ -76,6 +76,16 @@ class Web:
         if head.path in self._pages:
             return self._pages[head.path](dict(parse_qsl(head.target.partition("?")[2])))
         raise BadHead(404, f"no page {head.path}; there are / {' '.join(self._pages)}, and the WebSocket at /v2")
+
+
+async def _whole(body: bytes | Iterable[bytes]) -> bytes:
+    if isinstance(body, bytes):
+        return body
+    parts = []
+    for part in body:
+        parts.append(part)
+        await trio.lowlevel.checkpoint()
+    return b"".join(parts)
 
 
 async def _send(
@@ -102,4 +112,5 @@ async def _send(
     data = writer.send(response) or b""
     with trio.move_on_after(RESPONSE_TIMEOUT_S):
         await transport.send_all(data + (body if body_wanted else b""))
-        await transport.finish()
+        if status != 503:  # where there are too many, none is held, though a reset may overtake the answer
+            await transport.finish()
