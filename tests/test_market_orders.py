@@ -168,6 +168,7 @@ def trade_at_random(floor: Floor, seed: int, steps: int = 300) -> None:
         middle, kind = (floor.touch(BUY) + floor.touch(SELL)) // 2, chance.random()
         limit = max(1, middle + chance.randint(-60, 60))
         more: dict[str, Any] = {"cl_ord_id": f"c{step}", "self_trade": chance.choice(("cancel_newest", "cancel_both"))}
+        more["reduce_only"] = chance.random() < 0.3
         try:
             if kind < 0.25:
                 floor.place(name, side, chance.randint(1, 3_000_000), **more)
@@ -206,6 +207,7 @@ def test_every_fill_is_in_a_print_and_money_and_coins_change_by_fills_and_fees_a
         sides[number, side] += fill.last_qty
         assert sides[number, side] <= qty  # the rest of that side is an agent's
         cash[fill.account] -= side * price * fill.last_qty + fill.last_fee
+        assert not fill.terms.reduce_only or fill.last_qty <= -side * coins[fill.account]
         coins[fill.account] += side * fill.last_qty
     instrument, one = floor.feed.instruments[BTC], 10**DIGITS
     for name in NAMES:

@@ -8,7 +8,7 @@ markets, requests or disks.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from fractions import Fraction
 from typing import Final
 
@@ -73,18 +73,22 @@ class Account(msgspec.Struct, array_like=True):
         balances: By asset, in units of ``10**-DIGITS``.
         held: By asset: what its open orders would spend.
         positions: By symbol.
-        open_orders: Keys of its open orders, oldest first; a dict for its order.
         reports: Reports so far: the number of the last one.
         halted: Whether its kill switch is pulled.
+        open_orders: Open lots of its open orders by key, oldest first.
+        open_lots: Sums of them by symbol, side and whether they may but reduce a position.
+        reducing: Keys of the open orders that may but reduce a position, by symbol and side, oldest first.
     """
 
     name: str
     balances: dict[str, int]
     held: dict[str, int]
     positions: dict[str, Position]
-    open_orders: dict[int, None]
     reports: int = 0
     halted: bool = False
+    open_orders: dict[int, int] = msgspec.field(default_factory=dict)
+    open_lots: Counter[tuple[str, int, bool]] = msgspec.field(default_factory=Counter)
+    reducing: dict[tuple[str, int], dict[int, None]] = msgspec.field(default_factory=dict)
 
     def free(self, asset: str) -> int:
         """Return what it can still spend of an asset."""
@@ -96,9 +100,26 @@ class Account(msgspec.Struct, array_like=True):
         if not self.held[asset]:
             del self.held[asset]
 
+    def count(self, order: Order) -> None:
+        """Bring what is known of open orders up to the state of one of them."""
+        key, where = order.key, (order.terms.symbol, order.terms.side)
+        self.open_lots[*where, order.terms.reduce_only] += order.leaves_qty - self.open_orders.get(key, 0)
+        keys = self.reducing.setdefault(where, {}) if order.terms.reduce_only else {}
+        if order.open:
+            self.open_orders[key], keys[key] = order.leaves_qty, None
+        else:
+            self.open_orders.pop(key, None)
+            keys.pop(key, None)
+        if order.terms.reduce_only and not keys:
+            del self.reducing[where]
+
     def position(self, symbol: str) -> Position:
         """Return its position, which may be nothing."""
         return self.positions.get(symbol) or Position()
+
+    def reducible(self, symbol: str, side: int) -> int:
+        """Return the lots that orders of a side can trade until its position is closed."""
+        return max(0, -side * self.position(symbol).qty)
 
 
 class _State(msgspec.Struct, array_like=True):
@@ -186,7 +207,11 @@ class Ledger:
     # What happens
 
     def apply(self, event: Event) -> list[Report]:
-        """Take in an event, and return what is to be told about it."""
+        """Take in an event, and return what is to be told about it.
+
+        Raises:
+            KeyError: It cannot happen, to what does not exist or has ended; nothing has changed.
+        """
         match event:
             case Filled():
                 return self._filled(event)
@@ -214,7 +239,7 @@ class Ledger:
                 self._list(event)
             case Opened():
                 balances = {asset: units_of(amount) for asset, amount in event.balances.items()}
-                self._open(Account(event.account, balances, {}, {}, {}))
+                self._open(Account(event.account, balances, {}, {}))
             case Halted():
                 self.accounts[event.account].halted = event.halted
         return []
@@ -244,18 +269,19 @@ class Ledger:
         if order.terms.cl_ord_id:
             self._by_client_id[order.account, order.terms.cl_ord_id] = order.key
         if order.open:
-            self.accounts[order.account].open_orders[order.key] = None
+            self.accounts[order.account].count(order)
         else:
             self._ended.append(order.key)
 
     def _filled(self, event: Filled) -> list[Report]:
         order, account = self.orders[event.key], self.accounts[self.orders[event.key].account]
         terms, listed = order.terms, self.listed[order.terms.symbol]
+        leaves = order.leaves_qty - event.qty
+        order.advance("fill" if leaves else "complete")  # first: it raises where there is no such step
+        order.leaves_qty = leaves
         order.cum_qty += event.qty
-        order.leaves_qty -= event.qty
         order.cost += event.price * event.qty
         order.fees += event.fee
-        order.advance("fill" if order.leaves_qty else "complete")
         money = self.quote_units(terms.symbol, terms.side * event.price * event.qty + event.fee)
         account.balances[listed.quote] = account.balances.get(listed.quote, 0) - money
         goods = self.base_units(terms.symbol, terms.side * event.qty)
@@ -275,8 +301,9 @@ class Ledger:
         """Bring what is held for an order up to its state, and return the report of it."""
         account = self.accounts[order.account]
         self._hold(account, order)
-        if not order.open and order.key in account.open_orders:
-            del account.open_orders[order.key]
+        was_open = order.key in account.open_orders
+        account.count(order)
+        if was_open and not order.open:
             self._ended.append(order.key)
             self._forget()
         order.reports += 1
@@ -328,7 +355,7 @@ class Ledger:
             self._list(listed)
         for name, balances, positions, reports, halted in state.accounts:
             units = {asset: units_of(amount) for asset, amount in balances.items()}
-            self._open(Account(name, units, {}, positions, {}, reports, halted))
+            self._open(Account(name, units, {}, positions, reports, halted))
         for order, held in zip(state.orders, state.held, strict=True):
             order.held = int(held)
             self._enter(order)

@@ -124,7 +124,7 @@ class Methods:
             _check_deadline(until)
             wanted = wanted_of(params, params.symbol, instrument, exchange.now)
             if params.validate_only:
-                exchange.check(account, wanted, idempotent=caller.native)
+                exchange.check(account, [wanted], idempotent=caller.native)
                 return [Answer(_named(wanted), ext={"validated": True})]
             order, duplicate = exchange.place(account, wanted, idempotent=caller.native)
             return [self._entered(caller, order, duplicate=duplicate)]
@@ -141,8 +141,7 @@ class Methods:
             _check_deadline(until)
             batch = [wanted_of(order, params.symbol, instrument, exchange.now) for order in params.orders]
             if params.validate_only:
-                for wanted in batch:
-                    exchange.check(account, wanted, idempotent=caller.native)
+                exchange.check(account, batch, idempotent=caller.native)
                 return [Answer([_named(wanted) for wanted in batch], ext={"validated": True})]
             placed = exchange.place_all(account, batch, idempotent=caller.native)
             answers = [self._entered(caller, order, duplicate=duplicate) for order, duplicate in placed]
