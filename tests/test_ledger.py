@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,9 +13,11 @@ from feeds.records import BUY, SELL
 from tests.trading import ONE, Pit, accounts
 from ticker.errors import RequestError
 from ticker.orders import events
+from ticker.orders.accounts import AccountOptions, Accounts
 from ticker.orders.ledger import DIGITS, Ledger, text_of, units_of
 from ticker.orders.order import OPEN, TRANSITIONS, key_of
 
+GOLDEN = Path(__file__).parent / "golden"
 SIDES = st.sampled_from([BUY, SELL])
 LOTS = st.integers(1, 3 * ONE)
 TICKS = st.integers(970, 1030)
@@ -205,6 +208,32 @@ def test_reports_are_kept_for_who_comes_back_or_it_is_said_that_they_are_not():
     restored = Ledger()
     restored.restore(ledger.snapshot())
     assert (restored.recent("a", 2), restored.recent("a", 1)) == ([], None)
+
+
+def test_what_outgrows_64_bits_is_in_the_snapshot():
+    rich = AccountOptions(balances={"USD": "1e13"}, maker_bps=25.0)
+    pit, much = Pit(Accounts({"a": rich})), 2**62 // 1000
+    pit.place(BUY, much, 1000)
+    for _ in range(5):
+        pit.trade((SELL, 1000, much - 1))
+        pit.amend(pit.order, qty=pit.order.cum_qty + much)
+    ledger, restored = pit.exchange.ledger, Ledger()
+    assert ledger.accounts["a"].position("BTC/USD").cost == pit.order.cost > 2**64
+    restored.restore(ledger.snapshot())
+    assert (restored.accounts, restored.orders) == (ledger.accounts, ledger.orders)
+
+
+def test_a_snapshot_of_an_earlier_version_is_read():
+    pit = Pit(accounts(fees=(10.0, 25.0)))  # what that version was asked
+    pit.place(BUY, 2 * ONE, cl_ord_id="x")
+    pit.place(SELL, ONE, 1030, reduce_only=True)
+    pit.place(BUY, ONE, 900, account="b")
+    pit.place(SELL, ONE // 2)
+    ledger, restored = pit.exchange.ledger, Ledger()
+    restored.restore((GOLDEN / "ledger.msgpack").read_bytes())
+    for order in restored.orders.values():
+        order.body = ledger.orders[order.key].body  # a test's digests are not those of another process
+    assert restored.snapshot() == ledger.snapshot()
 
 
 @given(st.integers(-(10**30), 10**30))

@@ -36,7 +36,7 @@ KEPT_REPORTS: Final = 10_000
 KEPT_FILLS: Final = 50
 
 
-class Position(msgspec.Struct, array_like=True):
+class Position(msgspec.Struct):
     """What an account has bought net of what it has sold of one instrument, what it began with not counted.
 
     Attributes:
@@ -65,7 +65,7 @@ class Position(msgspec.Struct, array_like=True):
         self.cost += qty * price
 
 
-class Account(msgspec.Struct, array_like=True):
+class Account(msgspec.Struct):
     """What an account owns.
 
     Attributes:
@@ -122,13 +122,24 @@ class Account(msgspec.Struct, array_like=True):
         return max(0, -side * self.position(symbol).qty)
 
 
+#: A sum in a snapshot: text, for sums outgrow 64 bits. Earlier versions wrote those below as integers.
+_Sum = str | int
+_AccountState = tuple[str, dict[str, str], dict[str, tuple[_Sum, _Sum, _Sum, _Sum]], int, bool]
+
+
 class _State(msgspec.Struct, array_like=True):
-    """A ledger as a snapshot has it; amounts of money are text, for they outgrow 64 bits."""
+    """A ledger as a snapshot has it.
+
+    Attributes:
+        accounts: Name, balances, positions with their attributes in order, reports, halted.
+        orders: Without what is in ``sums``.
+        sums: Of each order: held, cost, fees. Earlier versions wrote what is held alone.
+    """
 
     listed: list[Listed]
-    accounts: list[tuple[str, dict[str, str], dict[str, Position], int, bool]]
+    accounts: list[_AccountState]
     orders: list[Order]
-    held: list[str]
+    sums: list[str | tuple[str, str, str]]
     last_key: int
     fills: int
 
@@ -335,13 +346,22 @@ class Ledger:
 
     def snapshot(self) -> bytes:
         """Return everything that :meth:`restore` needs; reports that were kept for returning clients are not in it."""
-        accounts = [
-            (a.name, {asset: text_of(units) for asset, units in a.balances.items()}, a.positions, a.reports, a.halted)
-            for a in self.accounts.values()
+        accounts: list[_AccountState] = [
+            (
+                account.name,
+                {asset: text_of(units) for asset, units in account.balances.items()},
+                {
+                    symbol: (str(p.qty), str(p.cost), str(p.realized), str(p.fees))
+                    for symbol, p in account.positions.items()
+                },
+                account.reports,
+                account.halted,
+            )
+            for account in self.accounts.values()
         ]
-        held = [str(order.held) for order in self.orders.values()]
-        plain = [msgspec.structs.replace(order, held=0) for order in self.orders.values()]
-        state = _State(list(self.listed.values()), accounts, plain, held, self.last_key, self.fills)
+        sums = [(str(order.held), str(order.cost), str(order.fees)) for order in self.orders.values()]
+        plain = [msgspec.structs.replace(order, held=0, cost=0, fees=0) for order in self.orders.values()]
+        state = _State(list(self.listed.values()), accounts, plain, [*sums], self.last_key, self.fills)
         return msgspec.msgpack.encode(state)
 
     def restore(self, snapshot: bytes) -> None:
@@ -353,11 +373,15 @@ class Ledger:
         state = msgspec.msgpack.decode(snapshot, type=_State)
         for listed in state.listed:
             self._list(listed)
-        for name, balances, positions, reports, halted in state.accounts:
+        for name, balances, sums, reports, halted in state.accounts:
             units = {asset: units_of(amount) for asset, amount in balances.items()}
+            positions = {symbol: Position(*map(int, numbers)) for symbol, numbers in sums.items()}
             self._open(Account(name, units, {}, positions, reports, halted))
-        for order, held in zip(state.orders, state.held, strict=True):
-            order.held = int(held)
+        for order, amounts in zip(state.orders, state.sums, strict=True):
+            if isinstance(amounts, str):
+                order.held = int(amounts)
+            else:
+                order.held, order.cost, order.fees = map(int, amounts)
             self._enter(order)
             if order.held:
                 account, asset = self.accounts[order.account], self.spends(order.terms.symbol, order.terms.side)
