@@ -10,7 +10,7 @@ from feeds.records import BUY, SELL
 from tests.scripted import BTC, START_NS
 from tests.trading import ONE, Pit, accounts, types
 from ticker.errors import Code, RequestError
-from ticker.orders.accounts import Limits
+from ticker.orders.accounts import AccountOptions, Accounts, Limits
 from ticker.orders.events import Amended, Canceled, Expired, Filled, Triggered
 from ticker.orders.exchange import Change, Exchange
 from ticker.orders.ledger import Ledger
@@ -120,6 +120,14 @@ def test_limits_of_an_account(limits, order, code):
 def test_price_times_quantity_stays_within_64_bits():
     pit = Pit()
     assert pit.refusal(BUY, 2**52, 2**52) is Code.INVALID_ORDER
+
+
+def test_a_sale_is_reckoned_with_the_best_price_that_it_meets():
+    pit = Pit(Accounts({"a": AccountOptions(balances={"BTC": "1e11", "USD": "1e11"})}))
+    pit.book((BUY, 990, 2**54 - 1), (BUY, 980, 0), (BUY, 1, 2**60))
+    assert pit.refusal(SELL, 2**54, 1) is Code.INVALID_ORDER
+    pit.place(SELL, 2**53, 1)
+    assert pit.order.cost == 990 * 2**53 < 2**63
 
 
 def test_the_kill_switch_cancels_everything_and_lets_nothing_in_until_it_is_released(pit):

@@ -126,7 +126,7 @@ class Risk:
         if terms.post_only and walk:
             raise RequestError("EOrder:Post only order", Code.POST_ONLY, field="post_only")
         price = self._reference(terms) if terms.price is None else terms.price
-        if max(price, walk[-1][0] if walk else 0) * qty > MAX_COST:
+        if max([price, *(level for level, _ in walk)]) * qty > MAX_COST:
             raise RequestError("EOrder:Invalid volume: price times quantity is too large", Code.INVALID_ORDER)
         if limits.notional:
             self._check_notional(terms, price * qty, limits)
