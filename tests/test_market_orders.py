@@ -61,16 +61,23 @@ class Floor:
         """Let the agents act, and return what that does to clients."""
         reports = []
         for _ in range(windows):
-            batch = next(self._windows)
-            self.history.apply(batch, lambda event: None)
-            self.exchange.moved(batch)
-            rows = batch.trades
-            columns = (rows.instrument, rows.trade_id, rows.qty, rows.side, rows.price)
-            for instrument, number, *what in zip(*[column.tolist() for column in columns], strict=True):
-                assert (instrument, number) not in self.trades
-                self.trades[instrument, number] = tuple(what)
-            reports += self._drain()
+            reports += self.take(self.compute())
         return reports
+
+    def compute(self) -> Batch:
+        """Let the agents act; what that does is not known yet."""
+        return next(self._windows)
+
+    def take(self, batch: Batch) -> list[Report]:
+        """Take in what the agents have done, and return what that does to clients."""
+        self.history.apply(batch, lambda event: None)
+        self.exchange.moved(batch)
+        rows = batch.trades
+        columns = (rows.instrument, rows.trade_id, rows.qty, rows.side, rows.price)
+        for instrument, number, *what in zip(*[column.tolist() for column in columns], strict=True):
+            assert (instrument, number) not in self.trades
+            self.trades[instrument, number] = tuple(what)
+        return self._drain()
 
     def _drain(self) -> list[Report]:
         happened, reports = self.exchange.drain()
@@ -149,6 +156,22 @@ def test_agents_come_to_a_resting_order_that_is_better_than_theirs(floor):
     reports = floor.move(400)
     assert [report.exec_type for report in reports][-1] == "filled"
     assert all(report.maker for report in reports if report.exec_type == "trade")
+
+
+@pytest.mark.parametrize("what", ["one", "all"])
+def test_a_request_between_a_fill_and_the_batch_that_shows_it_is_too_late(floor, what):
+    floor.place("alice", SELL, 1, floor.touch(SELL) - 1, post_only=True)
+    order, batch = floor.order, floor.compute()
+    while order.terms.limit not in batch.trades.price[batch.trades.side == BUY]:  # it is the first at its price
+        floor.take(batch)
+        batch = floor.compute()
+    if what == "all":
+        assert floor.exchange.cancel_all("alice", "user") == 0
+    else:
+        with pytest.raises(RequestError, match="Unknown order"):
+            floor.exchange.open_order("alice", order.key, "")  # to amend or cancel it
+    assert types(floor.take(batch)) == ["trade", "filled"]
+    assert floor.exchange.ledger.accounts["alice"].position("BTC/USD").qty == -1
 
 
 def test_fok_counts_on_nothing_of_its_own_account(floor):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -37,6 +37,8 @@ from ticker.orders.models import FeeModel, MakerTaker
 from ticker.orders.order import Order, Report, Terms
 from ticker.orders.risk import Reserved, Risk, Walk
 from ticker.orders.stops import Stops, Waiting
+
+_NOTHING: Final = Batch(ts=0)
 
 
 class Wanted(NamedTuple):
@@ -241,6 +243,7 @@ class Exchange:
         Raises:
             RequestError: There is none.
         """
+        self._catch_up()
         order = self.ledger.find(account, key, cl_ord_id)
         if order is None or not order.open:
             raise RequestError("EOrder:Unknown order", Code.UNKNOWN_ORDER)
@@ -248,6 +251,7 @@ class Exchange:
 
     def cancel_all(self, account: str, reason: str, keys: Iterable[int] | None = None) -> int:
         """Cancel the open orders of an account, or those of them that have one of some keys; return how many."""
+        self._catch_up()
         wanted = None if keys is None else set(keys)
         orders = [order for order in self.ledger.open_orders(account) if wanted is None or order.key in wanted]
         for order in orders:
@@ -295,6 +299,10 @@ class Exchange:
         """The market has ended: nothing will ever fill again."""
         for account in self.ledger.accounts:
             self.cancel_all(account, "feed_ended")
+
+    def _catch_up(self) -> None:
+        """Take in what the venue has matched already, while the batch that shows it may still be on its way here."""
+        self._fill(self._venue.moved(_NOTHING))
 
     def _return(self, batch: Batch) -> None:
         for instrument in [i for i in self._returning if self._history.known(i) or self._history.book_position[i]]:
