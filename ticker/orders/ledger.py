@@ -102,16 +102,19 @@ class Account(msgspec.Struct):
 
     def count(self, order: Order) -> None:
         """Bring what is known of open orders up to the state of one of them."""
-        key, where = order.key, (order.terms.symbol, order.terms.side)
-        self.open_lots[*where, order.terms.reduce_only] += order.leaves_qty - self.open_orders.get(key, 0)
-        keys = self.reducing.setdefault(where, {}) if order.terms.reduce_only else {}
-        if order.open:
-            self.open_orders[key], keys[key] = order.leaves_qty, None
-        else:
-            self.open_orders.pop(key, None)
-            keys.pop(key, None)
-        if order.terms.reduce_only and not keys:
-            del self.reducing[where]
+        key, terms, is_open = order.key, order.terms, order.open
+        before = self.open_orders.get(key, 0)
+        self.open_lots[terms.symbol, terms.side, terms.reduce_only] += order.leaves_qty - before
+        if is_open:
+            self.open_orders[key] = order.leaves_qty
+        elif before:
+            del self.open_orders[key]
+        if terms.reduce_only:
+            keys = self.reducing.setdefault((terms.symbol, terms.side), {})
+            if is_open:
+                keys[key] = None
+            elif before:
+                del keys[key]
 
     def position(self, symbol: str) -> Position:
         """Return its position, which may be nothing."""
@@ -279,9 +282,7 @@ class Ledger:
         self.orders[order.key] = order
         if order.terms.cl_ord_id:
             self._by_client_id[order.account, order.terms.cl_ord_id] = order.key
-        if order.open:
-            self.accounts[order.account].count(order)
-        else:
+        if not order.open:
             self._ended.append(order.key)
 
     def _filled(self, event: Filled) -> list[Report]:
@@ -383,9 +384,10 @@ class Ledger:
             else:
                 order.held, order.cost, order.fees = map(int, amounts)
             self._enter(order)
+            account = self.accounts[order.account]
+            account.count(order)
             if order.held:
-                account, asset = self.accounts[order.account], self.spends(order.terms.symbol, order.terms.side)
-                account.hold(asset, order.held)
+                account.hold(self.spends(order.terms.symbol, order.terms.side), order.held)
         self.last_key, self.fills = state.last_key, state.fills
 
 

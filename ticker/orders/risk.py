@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Final
 
@@ -35,8 +35,8 @@ class Reserved:
 
     def __init__(self) -> None:
         self.orders = 0
-        self.held: Counter[str] = Counter()
-        self.lots: Counter[tuple[str, int, bool]] = Counter()
+        self.held: defaultdict[str, int] = defaultdict(int)
+        self.lots: defaultdict[tuple[str, int, bool], int] = defaultdict(int)
 
 
 class Risk:
@@ -76,11 +76,10 @@ class Risk:
             raise RequestError("EOrder:Orders limit exceeded", Code.TOO_MANY_ORDERS)
         if terms.price is None and not walk:
             raise RequestError("EOrder:No market: the other side of the book is empty", Code.NO_MARKET)
-        free, reducing = (
-            state.open_lots[terms.symbol, terms.side, only] + reserved.lots[terms.symbol, terms.side, only]
-            for only in (False, True)
-        )
-        self._check_terms(account, terms, terms.qty, walk, free + reducing)
+        where = terms.symbol, terms.side
+        reducing = state.open_lots[*where, True] + reserved.lots[*where, True]
+        others = reducing + state.open_lots[*where, False] + reserved.lots[*where, False]
+        self._check_terms(account, terms, terms.qty, walk, others)
         if terms.reduce_only and terms.qty + reducing > state.reducible(terms.symbol, terms.side):
             raise RequestError("EOrder:Reduce only: larger than the position", Code.REDUCE_ONLY, field="order_qty")
         asset, needed = self._needs(account, terms, terms.qty, walk)
@@ -99,7 +98,8 @@ class Risk:
         state, leaves = self._ledger.accounts[account], terms.qty - order.cum_qty
         if state.halted:
             raise RequestError("EOrder:Trading is halted: the kill switch is on", Code.HALTED)
-        others = sum(state.open_lots[terms.symbol, terms.side, only] for only in (False, True)) - order.leaves_qty
+        where = terms.symbol, terms.side
+        others = state.open_lots[*where, True] + state.open_lots[*where, False] - order.leaves_qty
         self._check_terms(account, terms, leaves, walk, others)
         if terms.reduce_only and terms.qty > order.terms.qty:
             raise RequestError("EOrder:Reduce only: it can't grow", Code.REDUCE_ONLY, field="order_qty")
