@@ -158,19 +158,34 @@ def test_agents_come_to_a_resting_order_that_is_better_than_theirs(floor):
     assert all(report.maker for report in reports if report.exec_type == "trade")
 
 
+def until_sold(floor: Floor) -> Batch:
+    """Let the agents act until they buy what is offered for sale best; return the batch that shows it, not taken in."""
+    price, batch = floor.order.terms.limit, floor.compute()
+    while price not in batch.trades.price[batch.trades.side == BUY]:
+        floor.take(batch)
+        batch = floor.compute()
+    return batch
+
+
 @pytest.mark.parametrize("what", ["one", "all"])
 def test_a_request_between_a_fill_and_the_batch_that_shows_it_is_too_late(floor, what):
     floor.place("alice", SELL, 1, floor.touch(SELL) - 1, post_only=True)
-    order, batch = floor.order, floor.compute()
-    while order.terms.limit not in batch.trades.price[batch.trades.side == BUY]:  # it is the first at its price
-        floor.take(batch)
-        batch = floor.compute()
+    order, batch = floor.order, until_sold(floor)
     if what == "all":
         assert floor.exchange.cancel_all("alice", "user") == 0
     else:
         with pytest.raises(RequestError, match="Unknown order"):
             floor.exchange.open_order("alice", order.key, "")  # to amend or cancel it
     assert types(floor.take(batch)) == ["trade", "filled"]
+    assert floor.exchange.ledger.accounts["alice"].position("BTC/USD").qty == -1
+
+
+def test_an_order_between_a_fill_and_the_batch_that_shows_it_meets_the_position_after_the_fill(floor):
+    floor.place("alice", BUY, 2)
+    floor.place("alice", SELL, 2, floor.touch(SELL) - 1, reduce_only=True)
+    batch = until_sold(floor)
+    floor.place("alice", SELL, 1)
+    floor.take(batch)
     assert floor.exchange.ledger.accounts["alice"].position("BTC/USD").qty == -1
 
 

@@ -145,6 +145,7 @@ class Exchange:
         Raises:
             RequestError: It cannot be entered; nothing has changed.
         """
+        self._catch_up()
         known = self._known(account, wanted, idempotent=idempotent)
         if known is not None:
             return known, True
@@ -158,6 +159,7 @@ class Exchange:
         What one of them does to the market or the position may cost a later one its fill: that one is then cancelled,
         not refused.
         """
+        self._catch_up()
         known = self._admit(account, batch, idempotent=idempotent)
         return [
             (self._enter(account, wanted), False) if there is None else (there, True)
@@ -269,7 +271,7 @@ class Exchange:
     def moved(self, batch: Batch) -> None:
         """Let a batch, already in the history, do to open orders what it does."""
         if self._returning:
-            self._return(batch)
+            self._return()
         self._fill(self._venue.moved(batch))
         if self._stops and len(batch.trades):
             self._trigger(batch)
@@ -304,7 +306,8 @@ class Exchange:
         """Take in what the venue has matched already, while the batch that shows it may still be on its way here."""
         self._fill(self._venue.moved(_NOTHING))
 
-    def _return(self, batch: Batch) -> None:
+    def _return(self) -> None:
+        self._catch_up()
         for instrument in [i for i in self._returning if self._history.known(i) or self._history.book_position[i]]:
             for key in self._returning.pop(instrument):
                 if order := self._open(key):
