@@ -207,6 +207,7 @@ def trade_at_random(floor: Floor, seed: int, steps: int = 300) -> None:
         limit = max(1, middle + chance.randint(-60, 60))
         more: dict[str, Any] = {"cl_ord_id": f"c{step}", "self_trade": chance.choice(("cancel_newest", "cancel_both"))}
         more["reduce_only"] = chance.random() < 0.3
+        late = floor.compute() if chance.random() < 0.3 else None  # a batch that is on its way meanwhile
         try:
             if kind < 0.25:
                 floor.place(name, side, chance.randint(1, 3_000_000), **more)
@@ -217,7 +218,7 @@ def trade_at_random(floor: Floor, seed: int, steps: int = 300) -> None:
             elif kind < 0.7:
                 floor.place(name, side, 500_000, limit, time_in_force=chance.choice(("ioc", "fok")), **more)
             elif kind < 0.8 and (mine := list(floor.exchange.ledger.open_orders(name))):
-                order = chance.choice(mine)
+                order = floor.exchange.open_order(name, chance.choice(mine).key, "")
                 floor.exchange.amend(name, order, Change(limit=limit, qty=order.cum_qty + chance.randint(1, 10**6)))
                 floor._drain()
             elif mine := list(floor.exchange.ledger.open_orders(name)):
@@ -225,6 +226,8 @@ def trade_at_random(floor: Floor, seed: int, steps: int = 300) -> None:
                 floor._drain()
         except RequestError:
             pass
+        if late is not None:
+            floor.take(late)
         floor.move(chance.randint(0, 3))
     floor.move()
 

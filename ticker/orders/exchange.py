@@ -187,7 +187,7 @@ class Exchange:
         return known
 
     def amend(self, account: str, order: Order, change: Change) -> None:
-        """Change an open order in place.
+        """Change an open order, as :meth:`open_order` has just returned it, in place.
 
         Raises:
             RequestError: It cannot be changed so; nothing has changed.
