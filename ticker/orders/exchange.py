@@ -16,7 +16,7 @@ import msgspec
 
 from feeds.instruments import Instrument, Instruments
 from feeds.records import BUY, MISSING, SELL, Batch
-from feeds.venue import Entry, Match, Outcome, Venue
+from feeds.venue import Entry, Match, Outcome, SelfTrade, Venue
 from ticker.errors import Code, ConfigError, RequestError
 from ticker.history import History
 from ticker.orders.accounts import Accounts, quote_of
@@ -365,11 +365,9 @@ class Exchange:
         if order.terms.reduce_only:  # those before it in its batch may have left less of the position
             self._resize(self._cut(order.account, order.terms.symbol))
         self._outside.discard(order.key)
-        if not order.open:
-            return
         if order.waits:
             self._await(order)
-        else:
+        elif order.open:
             self._work(order, walk)
 
     def _await(self, order: Order) -> None:
@@ -403,17 +401,14 @@ class Exchange:
             )  # fmt: skip
             self._settle(order, self._venue.enter(entry))
 
-    def _walk_of(self, order: Order) -> Walk:
+    def _walk_of(self, order: Order, self_trade: SelfTrade = "cancel_oldest") -> Walk:
         terms, owner = order.terms, self._owners[order.account]
-        return self._venue.walk(self._instrument(order), terms.side, terms.limit, order.leaves_qty, owner)
+        instrument = self._instrument(order)
+        return self._venue.walk(instrument, terms.side, terms.limit, order.leaves_qty, owner, self_trade=self_trade)
 
     def _traded_at_once(self, order: Order) -> int:
         """Return the lots that an order would trade before it meets one of its account that stops it."""
-        terms, owner = order.terms, self._owners[order.account]
-        walk = self._venue.walk(
-            self._instrument(order), terms.side, terms.limit, order.leaves_qty, owner, self_trade=terms.self_trade
-        )
-        return sum(qty for _, qty in walk)
+        return sum(qty for _, qty in self._walk_of(order, order.terms.self_trade))
 
     def _settle(self, order: Order, outcome: Outcome) -> None:
         for key in outcome.withdrawn:
@@ -430,8 +425,7 @@ class Exchange:
         """
         cut: dict[int, None] = {}
         for match in matches:
-            order = self._open(match.key)
-            if order is None:
+            if not (order := self._open(match.key)):
                 continue
             qty = min(match.qty, order.leaves_qty)
             fee = self._fees[order.account].fee(match.price * qty, maker=match.maker)
