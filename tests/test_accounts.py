@@ -62,6 +62,8 @@ def test_any_other_token_gives_nothing(file, token):
         ('[accounts.a]\nbalances = {}\ntokens = [{ sha256 = "abc" }]\n', "sha256"),
         (FILE.replace('"read"', '"all"'), "scopes"),
         ("[accounts.a]\nbalances = {}\nmaker_bp = 1\n", "maker_bp"),
+        (FILE + f'tokens = [{{ sha256 = "{DIGEST}" }}]\n', r"accounts\.bob\.tokens: .* accounts\.alice"),
+        (FILE.replace("tokens = [", f'tokens = [{{ sha256 = "{DIGEST}" }}, '), r"accounts\.alice\.tokens"),
         ("[accounts.a\n", "TOML"),
         ("", "accounts"),
     ],

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from feeds.records import BUY, SELL
 from tests.scripted import BTC, START_NS
 from tests.trading import ONE, Pit, accounts, types
 from ticker.errors import Code, RequestError
-from ticker.orders.accounts import Limits
+from ticker.orders.accounts import AccountOptions, Accounts, Limits
+from ticker.orders.events import Amended, Canceled, Expired, Filled, Triggered
 from ticker.orders.exchange import Change, Exchange
 from ticker.orders.ledger import Ledger
 
@@ -117,6 +120,14 @@ def test_limits_of_an_account(limits, order, code):
 def test_price_times_quantity_stays_within_64_bits():
     pit = Pit()
     assert pit.refusal(BUY, 2**52, 2**52) is Code.INVALID_ORDER
+
+
+def test_a_sale_is_reckoned_with_the_best_price_that_it_meets():
+    pit = Pit(Accounts({"a": AccountOptions(balances={"BTC": "1e11", "USD": "1e11"})}))
+    pit.book((BUY, 990, 2**54 - 1), (BUY, 980, 0), (BUY, 1, 2**60))
+    assert pit.refusal(SELL, 2**54, 1) is Code.INVALID_ORDER
+    pit.place(SELL, 2**53, 1)
+    assert pit.order.cost == 990 * 2**53 < 2**63
 
 
 def test_the_kill_switch_cancels_everything_and_lets_nothing_in_until_it_is_released(pit):
@@ -258,6 +269,31 @@ def test_a_stop_can_be_amended_to_a_price_that_is_reached(pit):
     assert types(pit.amend(pit.order, trigger=1000))[:2] == ["amended", "status"]
 
 
+def test_a_stop_that_another_has_ended_does_not_trigger(pit):
+    pit.place(BUY, 2 * ONE)
+    pit.place(SELL, 2 * ONE, order_type="stop-loss", trigger=980)
+    pit.place(SELL, 2 * ONE, order_type="stop-loss", trigger=985, reduce_only=True)
+    reports = pit.trade((SELL, 970, 1))
+    assert (pit.order.status, pit.position()) == ("canceled", 0)
+    assert "status" not in [r.exec_type for r in reports if r.key == pit.order.key]
+    assert types(pit.trade((SELL, 970, 1))) == []
+    pit.restart()
+
+
+@pytest.mark.parametrize("event", [Triggered, Expired, Filled, Canceled, Amended])
+def test_what_cannot_happen_is_raised_and_neither_changes_nor_reaches_the_journal(pit, event):
+    pit.place(BUY, ONE, 900)
+    pit.cancel()
+    happened = {
+        Triggered: Triggered(0, 1), Expired: Expired(0, 1), Filled: Filled(0, 1, 900, ONE, 0, True, 0),
+        Canceled: Canceled(0, 1, "user"), Amended: Amended(0, 1, pit.order.terms),
+    }[event]  # fmt: skip
+    before = pit.exchange.ledger.snapshot()
+    with pytest.raises(KeyError):
+        pit.exchange._happen(happened)
+    assert (pit.exchange.ledger.snapshot(), pit.exchange.drain()) == (before, ([], []))
+
+
 def test_gtd_expires_in_market_time(pit):
     pit.place(BUY, ONE, 900, time_in_force="gtd", expire_ns=START_NS + 5_000_000)
     while pit.tape.ns < START_NS + 4_000_000:
@@ -283,6 +319,56 @@ def test_reduce_only_is_at_most_the_position_and_shrinks_with_it(pit):
     assert (reducing.status, pit.reports[-1].reason) == ("canceled", "reduce_only")
 
 
+def test_orders_of_a_batch_promise_the_same_position_only_once(pit):
+    pit.place(BUY, ONE)
+    twice = [pit.wanted(SELL, ONE, reduce_only=True, cl_ord_id=name) for name in "xy"]
+    for enter in (pit.exchange.check, pit.exchange.place_all):
+        with pytest.raises(RequestError) as error:
+            enter("a", twice, idempotent=True)
+        assert (error.value.code, pit.exchange.drain()) == (Code.REDUCE_ONLY, ([], []))
+
+
+def test_the_limit_of_a_position_holds_for_a_batch_as_a_whole():
+    pit = Pit(accounts(Limits(position=1.5)))
+    with pytest.raises(RequestError) as error:
+        pit.place_all(*[pit.wanted(BUY, ONE, 900, cl_ord_id=name) for name in "xy"])
+    assert error.value.code is Code.POSITION_LIMIT
+
+
+@pytest.mark.parametrize(("first", "left"), [(ONE, 0), (ONE // 2, ONE // 2), (2 * ONE, 0)])
+@pytest.mark.parametrize("terms", [{}, {"limit": 1100}, {"order_type": "stop-loss", "trigger": 900}])
+def test_a_reducing_order_gets_what_the_orders_of_its_batch_before_it_leave_of_the_position(pit, first, left, terms):
+    pit.place(BUY, ONE)
+    _, reducing = pit.place_all(pit.wanted(SELL, first), pit.wanted(SELL, ONE, reduce_only=True, **terms))
+    assert reducing.leaves_qty + reducing.cum_qty == left
+    assert pit.position() == ONE - first - reducing.cum_qty
+    pit.trade((BUY, 1101, 1))  # what rests is as large as the order
+    assert pit.position() == (ONE - first - left if "limit" in terms else ONE - first - reducing.cum_qty)
+
+
+@pytest.mark.parametrize(
+    ("plain", "reducing"), [(ONE, {"limit": 1110}), (ONE // 4, {"limit": 1110}), (ONE, {"limit": 1090})]
+)
+def test_orders_that_fill_in_one_batch_of_the_tape_do_not_turn_a_position(pit, plain, reducing):
+    pit.place(BUY, ONE)
+    pit.place(SELL, plain, 1100)
+    pit.place(SELL, ONE, reduce_only=True, **reducing)
+    pit.trade((BUY, 1105, ONE), (BUY, 1115, ONE))
+    before = max(0, ONE - plain) if reducing["limit"] > 1100 else ONE
+    assert (pit.order.cum_qty, pit.order.open, pit.position()) == (before, False, ONE - plain - before)
+    assert pit.trade((BUY, 1200, ONE)) == []
+
+
+def test_what_is_left_of_a_reducing_order_that_was_cut_while_it_filled_still_rests(pit):
+    pit.place(BUY, ONE)
+    pit.place(SELL, ONE // 4, 1004)
+    pit.place(SELL, ONE, 1005, reduce_only=True)
+    pit.trade((BUY, 1004, ONE // 4), (BUY, 1005, ONE // 4))
+    assert (pit.order.leaves_qty, pit.position()) == (ONE // 2, ONE // 2)
+    pit.trade((BUY, 1006, 1))
+    assert (pit.order.status, pit.position()) == ("filled", 0)
+
+
 def test_profit_is_reckoned_at_average_cost(pit):
     pit.place(BUY, 2 * ONE)  # 1010 and 1020
     position = pit.exchange.ledger.accounts["a"].positions["BTC/USD"]
@@ -292,6 +378,30 @@ def test_profit_is_reckoned_at_average_cost(pit):
     assert (position.qty, position.realized) == (0, (990 - 1015 + 980 - 1015) * ONE)
     pit.trade((BUY, 981, ONE))
     assert (position.qty, position.cost) == (-ONE, -980 * ONE)
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"limit": 2000, "time_in_force": "gtd", "expire_ns": 2**62},
+        {"limit": 2000, "reduce_only": True},
+        {"limit": 1, "time_in_force": "gtd", "expire_ns": 2**62, "reduce_only": True},  # is filled at once
+        {"order_type": "stop-loss", "trigger": 5},
+        {"limit": 2000, "order_type": "take-profit-limit", "trigger": 2000, "time_in_force": "gtd", "expire_ns": 2**62},
+    ],
+)
+def test_nothing_is_kept_of_orders_that_have_ended(pit, terms):
+    def size() -> int:
+        exchange = pit.exchange
+        return len(pickle.dumps((exchange._expiries, exchange._stops, exchange._outside, exchange.ledger.accounts)))
+
+    pit.place(BUY, 2 * ONE)
+    before = size()
+    for _ in range(1000):
+        pit.place(SELL, 1, **terms)
+        if pit.order.open:
+            pit.cancel()
+    assert size() < before + 1000
 
 
 # Epochs, and coming back
@@ -313,6 +423,42 @@ def test_orders_of_the_journal_return_to_the_market_once_it_is_known(pit):
     again.exchange.new_epoch()
     assert again.trade((SELL, 950, 1)) == []  # they enter with this event, and what comes next can fill them
     assert types(again.trade((SELL, 899, 1))) == ["trade", "filled", "status", "trade", "filled"]
+
+
+@pytest.mark.parametrize("change", [{"qty": ONE // 2}, {"limit": 910}, {"display": ONE // 4}])
+def test_an_order_that_waits_to_return_can_be_amended_and_returns_as_it_is_then(pit, change):
+    pit.place(BUY, ONE, 900, order_type="iceberg", display=ONE // 5)
+    key = pit.order.key
+    pit.restart()
+    order = pit.exchange.ledger.orders[key]
+    assert types(pit.amend(order, **change)) == ["amended"]
+    assert pit.book((BUY, 990, ONE), (SELL, 1010, ONE), snapshot=True) == []
+    while order.open:  # slice by slice
+        assert pit.trade((SELL, 890, ONE)) != []
+    assert pit.trade((SELL, 890, ONE)) == []
+    assert (order.cum_qty, order.cost) == (order.terms.qty, order.terms.qty * order.terms.limit)
+
+
+def test_a_stop_that_waits_to_return_can_be_amended(pit):
+    pit.place(SELL, ONE, order_type="stop-loss", trigger=900)
+    pit.restart()
+    order = pit.exchange.ledger.orders[pit.order.key]
+    pit.amend(order, trigger=950)
+    pit.book((BUY, 990, ONE), snapshot=True)
+    assert types(pit.trade((SELL, 950, 1)))[0] == "status"
+
+
+@pytest.mark.parametrize(("plain", "left"), [(ONE // 2, ONE // 2), (ONE, 0)])
+def test_a_reducing_order_is_cut_by_one_that_returns_before_it(pit, plain, left):
+    pit.place(BUY, ONE)
+    pit.place(SELL, plain, 1100)
+    pit.place(SELL, ONE, 1200, reduce_only=True)
+    key = pit.order.key
+    pit.restart()
+    pit.book((BUY, 1110, ONE), (SELL, 1120, ONE), snapshot=True)
+    assert (pit.exchange.ledger.orders[key].leaves_qty, pit.position()) == (left, ONE - plain)
+    pit.trade((BUY, 1201, 1))
+    assert pit.position() == 0
 
 
 def test_when_the_market_has_ended_orders_end_and_no_more_are_taken(pit):

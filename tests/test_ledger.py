@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,9 +13,11 @@ from feeds.records import BUY, SELL
 from tests.trading import ONE, Pit, accounts
 from ticker.errors import RequestError
 from ticker.orders import events
+from ticker.orders.accounts import AccountOptions, Accounts
 from ticker.orders.ledger import DIGITS, Ledger, text_of, units_of
 from ticker.orders.order import OPEN, TRANSITIONS, key_of
 
+GOLDEN = Path(__file__).parent / "golden"
 SIDES = st.sampled_from([BUY, SELL])
 LOTS = st.integers(1, 3 * ONE)
 TICKS = st.integers(970, 1030)
@@ -23,7 +26,6 @@ ORDER = st.fixed_dictionaries(
         "side": SIDES,
         "qty": LOTS,
         "limit": TICKS,
-        "account": st.sampled_from("ab"),
         "time_in_force": st.sampled_from(["gtc", "ioc", "fok"]),
         "self_trade": st.sampled_from(["cancel_newest", "cancel_oldest", "cancel_both"]),
         "cl_ord_id": st.sampled_from(["", "x", "y"]),
@@ -34,17 +36,20 @@ STOP = st.fixed_dictionaries(
     {
         "side": SIDES,
         "qty": LOTS,
-        "account": st.sampled_from("ab"),
         "order_type": st.sampled_from(["stop-loss", "take-profit"]),
         "trigger": TICKS,
+        "reduce_only": st.booleans(),
     }
 )
+TRADE = st.tuples(SIDES, TICKS, LOTS)
+ACCOUNT = st.sampled_from("ab")
 STEP = st.one_of(
-    st.tuples(st.just("place"), ORDER),
-    st.tuples(st.just("place"), STOP),
+    st.tuples(st.just("place"), st.tuples(ACCOUNT, ORDER)),
+    st.tuples(st.just("place"), st.tuples(ACCOUNT, STOP)),
     st.tuples(st.just("cancel"), st.integers(1, 20)),
     st.tuples(st.just("amend"), st.tuples(st.integers(1, 20), LOTS, TICKS)),
-    st.tuples(st.just("trade"), st.tuples(SIDES, TICKS, LOTS)),
+    st.tuples(st.just("place_all"), st.tuples(ACCOUNT, st.lists(st.one_of(ORDER, STOP), max_size=3))),
+    st.tuples(st.just("trade"), st.lists(TRADE, min_size=1, max_size=4)),
     st.tuples(st.just("book"), st.tuples(SIDES, TICKS, st.integers(0, 2 * ONE))),
 )
 
@@ -52,9 +57,15 @@ STEP = st.one_of(
 def do(pit: Pit, step: str, what) -> None:
     try:
         if step == "place":
-            pit.place(**what)
-        elif step in ("trade", "book"):
-            getattr(pit, step)(what)
+            account, terms = what
+            pit.place(account=account, **terms)
+        elif step == "place_all":
+            account, orders = what
+            pit.place_all(*[pit.wanted(**terms) for terms in orders], account=account)
+        elif step == "trade":
+            pit.trade(*what)
+        elif step == "book":
+            pit.book(what)
         else:
             number, *change = what if step == "amend" else (what,)
             order = pit.exchange.ledger.orders.get(number)
@@ -74,6 +85,7 @@ def test_any_run_keeps_what_must_hold(steps):
     for step, what in steps:
         do(pit, step, what)
     check_reports(pit)
+    check_reducing(pit)
     check_money(pit)
     check_holds(pit)
     again = Ledger()
@@ -84,6 +96,27 @@ def test_any_run_keeps_what_must_hold(steps):
     restored.restore(again.snapshot())
     assert restored.snapshot() == again.snapshot()
     assert {a.name: a for a in restored.accounts.values()} == {a.name: a for a in again.accounts.values()}
+
+
+HALVES = st.sampled_from([ONE // 2, ONE])
+INSIDE = st.integers(995, 1005)  # nothing is ahead of an order there
+REDUCING = st.fixed_dictionaries({"side": SIDES, "qty": HALVES, "limit": INSIDE, "reduce_only": st.booleans()})
+REDUCING_STEP = st.one_of(
+    st.tuples(st.just("place_all"), st.tuples(ACCOUNT, st.lists(REDUCING, min_size=1, max_size=3))),
+    st.tuples(st.just("trade"), st.lists(st.tuples(SIDES, INSIDE, LOTS), min_size=1, max_size=4)),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(REDUCING_STEP, max_size=20))
+def test_no_order_that_may_but_reduce_a_position_opens_or_turns_one(steps):
+    pit = Pit()
+    pit.place(BUY, ONE)
+    pit.place(SELL, ONE, account="b")
+    for step, what in steps:
+        do(pit, step, what)
+    check_reducing(pit)
+    check_holds(pit)
 
 
 def check_reports(pit: Pit) -> None:
@@ -108,6 +141,18 @@ def check_reports(pit: Pit) -> None:
     for r in pit.reports:
         if r.exec_type == "trade" and r.terms.limit is not None:
             assert (r.last_price - r.terms.limit) * r.terms.side <= 0
+
+
+def check_reducing(pit: Pit) -> None:
+    """An order that may only reduce a position has never opened one or turned it."""
+    positions: dict[str, int] = defaultdict(int)
+    for r in pit.reports:
+        if r.exec_type == "trade":
+            assert not r.terms.reduce_only or r.last_qty <= -r.terms.side * positions[r.account]
+            positions[r.account] += r.terms.side * r.last_qty
+    for account in pit.exchange.ledger.accounts.values():
+        for side in (BUY, SELL):
+            assert account.open_lots["BTC/USD", side, True] <= account.reducible("BTC/USD", side)
 
 
 def check_money(pit: Pit) -> None:
@@ -163,6 +208,32 @@ def test_reports_are_kept_for_who_comes_back_or_it_is_said_that_they_are_not():
     restored = Ledger()
     restored.restore(ledger.snapshot())
     assert (restored.recent("a", 2), restored.recent("a", 1)) == ([], None)
+
+
+def test_what_outgrows_64_bits_is_in_the_snapshot():
+    rich = AccountOptions(balances={"USD": "1e13"}, maker_bps=25.0)
+    pit, much = Pit(Accounts({"a": rich})), 2**62 // 1000
+    pit.place(BUY, much, 1000)
+    for _ in range(5):
+        pit.trade((SELL, 1000, much - 1))
+        pit.amend(pit.order, qty=pit.order.cum_qty + much)
+    ledger, restored = pit.exchange.ledger, Ledger()
+    assert ledger.accounts["a"].position("BTC/USD").cost == pit.order.cost > 2**64
+    restored.restore(ledger.snapshot())
+    assert (restored.accounts, restored.orders) == (ledger.accounts, ledger.orders)
+
+
+def test_a_snapshot_of_an_earlier_version_is_read():
+    pit = Pit(accounts(fees=(10.0, 25.0)))  # what that version was asked
+    pit.place(BUY, 2 * ONE, cl_ord_id="x")
+    pit.place(SELL, ONE, 1030, reduce_only=True)
+    pit.place(BUY, ONE, 900, account="b")
+    pit.place(SELL, ONE // 2)
+    ledger, restored = pit.exchange.ledger, Ledger()
+    restored.restore((GOLDEN / "ledger.msgpack").read_bytes())
+    for order in restored.orders.values():
+        order.body = ledger.orders[order.key].body  # a test's digests are not those of another process
+    assert restored.snapshot() == ledger.snapshot()
 
 
 @given(st.integers(-(10**30), 10**30))

@@ -61,16 +61,23 @@ class Floor:
         """Let the agents act, and return what that does to clients."""
         reports = []
         for _ in range(windows):
-            batch = next(self._windows)
-            self.history.apply(batch, lambda event: None)
-            self.exchange.moved(batch)
-            rows = batch.trades
-            columns = (rows.instrument, rows.trade_id, rows.qty, rows.side, rows.price)
-            for instrument, number, *what in zip(*[column.tolist() for column in columns], strict=True):
-                assert (instrument, number) not in self.trades
-                self.trades[instrument, number] = tuple(what)
-            reports += self._drain()
+            reports += self.take(self.compute())
         return reports
+
+    def compute(self) -> Batch:
+        """Let the agents act; what that does is not known yet."""
+        return next(self._windows)
+
+    def take(self, batch: Batch) -> list[Report]:
+        """Take in what the agents have done, and return what that does to clients."""
+        self.history.apply(batch, lambda event: None)
+        self.exchange.moved(batch)
+        rows = batch.trades
+        columns = (rows.instrument, rows.trade_id, rows.qty, rows.side, rows.price)
+        for instrument, number, *what in zip(*[column.tolist() for column in columns], strict=True):
+            assert (instrument, number) not in self.trades
+            self.trades[instrument, number] = tuple(what)
+        return self._drain()
 
     def _drain(self) -> list[Report]:
         happened, reports = self.exchange.drain()
@@ -151,6 +158,37 @@ def test_agents_come_to_a_resting_order_that_is_better_than_theirs(floor):
     assert all(report.maker for report in reports if report.exec_type == "trade")
 
 
+def until_sold(floor: Floor) -> Batch:
+    """Let the agents act until they buy what is offered for sale best; return the batch that shows it, not taken in."""
+    price, batch = floor.order.terms.limit, floor.compute()
+    while price not in batch.trades.price[batch.trades.side == BUY]:
+        floor.take(batch)
+        batch = floor.compute()
+    return batch
+
+
+@pytest.mark.parametrize("what", ["one", "all"])
+def test_a_request_between_a_fill_and_the_batch_that_shows_it_is_too_late(floor, what):
+    floor.place("alice", SELL, 1, floor.touch(SELL) - 1, post_only=True)
+    order, batch = floor.order, until_sold(floor)
+    if what == "all":
+        assert floor.exchange.cancel_all("alice", "user") == 0
+    else:
+        with pytest.raises(RequestError, match="Unknown order"):
+            floor.exchange.open_order("alice", order.key, "")  # to amend or cancel it
+    assert types(floor.take(batch)) == ["trade", "filled"]
+    assert floor.exchange.ledger.accounts["alice"].position("BTC/USD").qty == -1
+
+
+def test_an_order_between_a_fill_and_the_batch_that_shows_it_meets_the_position_after_the_fill(floor):
+    floor.place("alice", BUY, 2)
+    floor.place("alice", SELL, 2, floor.touch(SELL) - 1, reduce_only=True)
+    batch = until_sold(floor)
+    floor.place("alice", SELL, 1)
+    floor.take(batch)
+    assert floor.exchange.ledger.accounts["alice"].position("BTC/USD").qty == -1
+
+
 def test_fok_counts_on_nothing_of_its_own_account(floor):
     inside = (floor.touch(BUY) + floor.touch(SELL)) // 2
     floor.place("alice", SELL, 500, inside)
@@ -168,6 +206,8 @@ def trade_at_random(floor: Floor, seed: int, steps: int = 300) -> None:
         middle, kind = (floor.touch(BUY) + floor.touch(SELL)) // 2, chance.random()
         limit = max(1, middle + chance.randint(-60, 60))
         more: dict[str, Any] = {"cl_ord_id": f"c{step}", "self_trade": chance.choice(("cancel_newest", "cancel_both"))}
+        more["reduce_only"] = chance.random() < 0.3
+        late = floor.compute() if chance.random() < 0.3 else None  # a batch that is on its way meanwhile
         try:
             if kind < 0.25:
                 floor.place(name, side, chance.randint(1, 3_000_000), **more)
@@ -178,7 +218,7 @@ def trade_at_random(floor: Floor, seed: int, steps: int = 300) -> None:
             elif kind < 0.7:
                 floor.place(name, side, 500_000, limit, time_in_force=chance.choice(("ioc", "fok")), **more)
             elif kind < 0.8 and (mine := list(floor.exchange.ledger.open_orders(name))):
-                order = chance.choice(mine)
+                order = floor.exchange.open_order(name, chance.choice(mine).key, "")
                 floor.exchange.amend(name, order, Change(limit=limit, qty=order.cum_qty + chance.randint(1, 10**6)))
                 floor._drain()
             elif mine := list(floor.exchange.ledger.open_orders(name)):
@@ -186,6 +226,8 @@ def trade_at_random(floor: Floor, seed: int, steps: int = 300) -> None:
                 floor._drain()
         except RequestError:
             pass
+        if late is not None:
+            floor.take(late)
         floor.move(chance.randint(0, 3))
     floor.move()
 
@@ -206,6 +248,7 @@ def test_every_fill_is_in_a_print_and_money_and_coins_change_by_fills_and_fees_a
         sides[number, side] += fill.last_qty
         assert sides[number, side] <= qty  # the rest of that side is an agent's
         cash[fill.account] -= side * price * fill.last_qty + fill.last_fee
+        assert not fill.terms.reduce_only or fill.last_qty <= -side * coins[fill.account]
         coins[fill.account] += side * fill.last_qty
     instrument, one = floor.feed.instruments[BTC], 10**DIGITS
     for name in NAMES:

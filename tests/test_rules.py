@@ -15,7 +15,7 @@ from tests.scripted import INSTRUMENTS, START_NS
 from ticker.errors import Code, RequestError
 from ticker.listings import Listings
 from ticker.orders.order import Terms
-from ticker.orders.params import AddOrderParams, AmendParams
+from ticker.orders.params import AddOrderParams, AmendParams, BatchAddParams
 from ticker.orders.rules import change_of, deadline_of, instant_ns, lots, ticks, wanted_of
 from ticker.wire import Request, params_of
 
@@ -90,6 +90,39 @@ def test_any_number_is_a_price_or_refused(value):
         assert 0 < ticks(value, INSTRUMENTS[0], "limit_price") <= MAX_UNITS
     except RequestError as error:
         assert error.field == "limit_price"  # noqa: PT017 - one of two outcomes
+
+
+@pytest.mark.parametrize("value", ["30000." + "0" * 28 + "1", "1." + "0" * 9000 + "1", "1e-999999999999", "0.05"])
+def test_a_number_of_any_length_is_compared_in_full(value):
+    with pytest.raises(RequestError, match="multiple"):
+        ticks(Decimal(value), INSTRUMENTS[0], "limit_price")
+
+
+@pytest.mark.parametrize(
+    ("params", "place", "field"),
+    [
+        ({"order_qty": "1"}, "order_qty", "order_qty"),
+        ({"limit_price": "NaN"}, "limit_price", "limit_price"),
+        ({"triggers": {"price": "96"}}, "triggers.price", "triggers"),
+    ],
+)
+def test_numbers_are_no_text_also_where_they_are_within_another_parameter(params, place, field):
+    order = {**LIMIT, **params}
+    batch = {"symbol": "BTC/USD", "orders": [LIMIT, order]}
+    for asked, kind, where, named in (
+        (order, AddOrderParams, place, field),
+        (batch, BatchAddParams, f"orders[...].{place}", "orders"),
+    ):
+        with pytest.raises(RequestError) as error:
+            params_of(Request("an_order", asked), kind)
+        assert error.value.text == f"an_order: Expected a number, got `str` - at `$.{where}`"
+        assert (error.value.code, error.value.field) == (Code.INVALID_FIELD, named)
+
+
+@pytest.mark.parametrize("orders", [None, 5, "1", [1, 2], [{}, {}], [{"triggers": 5}, {"triggers": [1]}]])
+def test_a_batch_of_anything_else_is_refused(orders):
+    with pytest.raises(RequestError):
+        params_of(Request("batch_add", {"symbol": "BTC/USD", "orders": orders}), BatchAddParams)
 
 
 def test_the_same_order_has_the_same_digest_however_it_is_written():

@@ -47,6 +47,16 @@ class Pit:
         self.exchange.new_epoch()
         self.book((BUY, 990, ONE), (BUY, 980, ONE), (SELL, 1010, ONE), (SELL, 1020, ONE), snapshot=True)
 
+    def restart(self) -> None:
+        """End as kill -9 does, and begin again with what the journal holds, in a market of which nothing is known."""
+        ledger = Ledger()
+        for payload in self.journal:
+            ledger.apply(events.decode(payload))
+        self.history = History(INSTRUMENTS, HistoryOptions())
+        self.venue = TapeVenue(self.history)
+        self.exchange = Exchange(self.history, self.venue, self.accounts, ledger)
+        self.exchange.new_epoch()
+
     def _drain(self) -> list[Report]:
         happened, reports = self.exchange.drain()
         self.journal += [events.encode(event) for event in happened]
@@ -76,6 +86,12 @@ class Pit:
         wanted = self.wanted(side, qty, limit, **more)
         self.order, self.duplicate = self.exchange.place(account, wanted, idempotent=idempotent)
         return self._drain()
+
+    def place_all(self, *batch: Wanted, account: str = "a") -> list[Order]:
+        """Enter several orders at once and return them."""
+        placed = self.exchange.place_all(account, batch, idempotent=True)
+        self._drain()
+        return [order for order, _ in placed]
 
     @staticmethod
     def wanted(side: int, qty: int, limit: int | None = None, **more: Any) -> Wanted:
@@ -109,6 +125,10 @@ class Pit:
 
     def held(self, asset: str, account: str = "a") -> Fraction:
         return Fraction(self.exchange.ledger.accounts[account].held.get(asset, 0), 10**DIGITS)
+
+    def position(self, account: str = "a") -> int:
+        """Return the position in BTC, in lots."""
+        return self.exchange.ledger.accounts[account].position("BTC/USD").qty
 
 
 def types(reports: list[Report]) -> list[str]:

@@ -348,10 +348,11 @@ def params_of(request: Request, kind: type[_Params]) -> _Params:
             for field, value in given.items()
             if field not in words or not isinstance(value, str) or value in words[field]
         }
-    for field in getattr(kind, "NUMBERS", ()):
-        if isinstance(given.get(field), str):
-            text = f"{request.method}: Expected a number, got `str` - at `$.{field}`"
-            raise RequestError(text, Code.INVALID_FIELD, field=field)
+    for path in getattr(kind, "NUMBERS", ()):
+        if any(isinstance(value, str) for value in _values_at(given, path)):
+            where = path.replace("[]", "[...]")  # as validation errors have it
+            text = f"{request.method}: Expected a number, got `str` - at `$.{where}`"
+            raise RequestError(text, Code.INVALID_FIELD, field=_FIELD.findall(text)[0])
     try:
         return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
@@ -360,6 +361,14 @@ def params_of(request: Request, kind: type[_Params]) -> _Params:
         if words := _words_at(str(error), kind):
             text += f", which is one of {', '.join(words)}"
         raise RequestError(text, Code.INVALID_FIELD, field=field) from None
+
+
+def _values_at(given: Any, path: str) -> list[Any]:  # noqa: ANN401 - JSON
+    """Return what is at a path such as ``triggers.price`` or, of every item of a list, ``orders[].order_qty``."""
+    name, _, rest = path.partition(".")
+    found = given.get(name.removesuffix("[]")) if isinstance(given, dict) else None
+    values = (found if isinstance(found, list) else []) if name.endswith("[]") else [found]
+    return [inner for value in values for inner in _values_at(value, rest)] if rest else values
 
 
 def _words_at(error: str, kind: type[msgspec.Struct]) -> list[str]:

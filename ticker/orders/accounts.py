@@ -182,6 +182,7 @@ def read_accounts(path: str) -> Accounts:
         raise ConfigError(f"{path}: {error}") from None
     for name, account in file.accounts.items():
         _check_balances(path, name, account.balances)
+    _check_tokens(path, file.accounts)
     return Accounts(file.accounts)
 
 
@@ -193,6 +194,16 @@ def _check_balances(path: str, name: str, balances: dict[str, str]) -> None:
             valid = False
         if not valid:
             raise ConfigError(f"{path}: accounts.{name}.balances.{asset}: {amount!r} is not an amount such as '1.5'")
+
+
+def _check_tokens(path: str, accounts: Mapping[str, AccountOptions]) -> None:
+    owners: dict[str, str] = {}
+    for name, account in accounts.items():
+        for token in account.tokens:
+            if token.sha256 in owners:
+                twice = f"{token.sha256[:8]}… is one of accounts.{owners[token.sha256]} already"
+                raise ConfigError(f"{path}: accounts.{name}.tokens: {twice}")
+            owners[token.sha256] = name
 
 
 def new_token() -> tuple[str, str]:

@@ -8,16 +8,15 @@ the wall: its time is the market's.
 
 from __future__ import annotations
 
-import heapq
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from feeds.instruments import Instrument, Instruments
-from feeds.records import MISSING, Batch
-from feeds.venue import Entry, Match, Outcome, Venue
+from feeds.records import BUY, MISSING, SELL, Batch
+from feeds.venue import Entry, Match, Outcome, SelfTrade, Venue
 from ticker.errors import Code, ConfigError, RequestError
 from ticker.history import History
 from ticker.orders.accounts import Accounts, quote_of
@@ -36,8 +35,10 @@ from ticker.orders.events import (
 from ticker.orders.ledger import Ledger
 from ticker.orders.models import FeeModel, MakerTaker
 from ticker.orders.order import Order, Report, Terms
-from ticker.orders.risk import Risk, Walk
-from ticker.orders.stops import Stops
+from ticker.orders.risk import Reserved, Risk, Walk
+from ticker.orders.stops import Stops, Waiting
+
+_NOTHING: Final = Batch(ts=0)
 
 
 class Wanted(NamedTuple):
@@ -94,9 +95,9 @@ class Exchange:
         }
         self._risk = Risk(ledger, history, accounts, self._fees)
         self._stops = Stops()
-        self._expiries: list[tuple[int, int]] = []
-        self._reducing: dict[tuple[str, str], set[int]] = {}
+        self._expiries = Waiting()
         self._returning: dict[int, list[int]] = {}
+        self._outside: set[int] = set()  # open orders that have not come to the market yet
         self._events: list[Event] = []
         self._reports: list[Report] = []
         self._began = False
@@ -118,8 +119,9 @@ class Exchange:
         return drained
 
     def _happen(self, event: Event) -> None:
+        reports = self.ledger.apply(event)  # first: what cannot happen raises, and must not come into the journal
         self._events.append(event)
-        self._reports += self.ledger.apply(event)
+        self._reports += reports
 
     @property
     def now(self) -> int:
@@ -143,42 +145,49 @@ class Exchange:
         Raises:
             RequestError: It cannot be entered; nothing has changed.
         """
+        self._catch_up()
         known = self._known(account, wanted, idempotent=idempotent)
         if known is not None:
             return known, True
         walk = self._walk(account, wanted.terms)
-        self._risk.admit(account, wanted.terms, walk, defaultdict(int))
+        self._risk.admit(account, wanted.terms, walk, Reserved())
         return self._enter(account, wanted, walk), False
 
     def place_all(self, account: str, batch: Sequence[Wanted], *, idempotent: bool) -> list[tuple[Order, bool]]:
         """Enter several orders, in order, or none of them; otherwise as :meth:`place`.
 
-        What one of them does to the market may cost a later one its fill: that one is then cancelled, not refused.
+        What one of them does to the market or the position may cost a later one its fill: that one is then cancelled,
+        not refused.
         """
-        names = Counter(wanted.terms.cl_ord_id for wanted in batch if wanted.terms.cl_ord_id)
-        if any(count > 1 for count in names.values()):
-            raise RequestError("EOrder:Duplicate cl_ord_id", Code.DUPLICATE_CL_ORD_ID, field="cl_ord_id")
-        known = [self._known(account, wanted, idempotent=idempotent) for wanted in batch]
-        reserved: defaultdict[str, int] = defaultdict(int)
-        for wanted, there in zip(batch, known, strict=True):
-            if there is None:
-                self._risk.admit(account, wanted.terms, self._walk(account, wanted.terms), reserved)
+        self._catch_up()
+        known = self._admit(account, batch, idempotent=idempotent)
         return [
             (self._enter(account, wanted), False) if there is None else (there, True)
             for wanted, there in zip(batch, known, strict=True)
         ]
 
-    def check(self, account: str, wanted: Wanted, *, idempotent: bool) -> None:
-        """Pass if :meth:`place` would enter an order now.
+    def check(self, account: str, batch: Sequence[Wanted], *, idempotent: bool) -> None:
+        """Pass if :meth:`place_all`, or of one order :meth:`place`, would enter what is new of it now.
 
         Raises:
             RequestError: It would not.
         """
-        if self._known(account, wanted, idempotent=idempotent) is None:
-            self._risk.admit(account, wanted.terms, self._walk(account, wanted.terms), defaultdict(int))
+        self._admit(account, batch, idempotent=idempotent)
+
+    def _admit(self, account: str, batch: Sequence[Wanted], *, idempotent: bool) -> list[Order | None]:
+        """Return for each order the one that the same request has entered before; the others may be entered."""
+        names = Counter(wanted.terms.cl_ord_id for wanted in batch if wanted.terms.cl_ord_id)
+        if any(count > 1 for count in names.values()):
+            raise RequestError("EOrder:Duplicate cl_ord_id", Code.DUPLICATE_CL_ORD_ID, field="cl_ord_id")
+        known = [self._known(account, wanted, idempotent=idempotent) for wanted in batch]
+        reserved = Reserved()
+        for wanted, there in zip(batch, known, strict=True):
+            if there is None:
+                self._risk.admit(account, wanted.terms, self._walk(account, wanted.terms), reserved)
+        return known
 
     def amend(self, account: str, order: Order, change: Change) -> None:
-        """Change an open order in place.
+        """Change an open order, as :meth:`open_order` has just returned it, in place.
 
         Raises:
             RequestError: It cannot be changed so; nothing has changed.
@@ -188,6 +197,8 @@ class Exchange:
         self._risk.admit_amended(account, order, terms, walk)
         waited, before = order.waits, order.terms
         self._happen(Amended(self.now, order.key, terms))
+        if order.key in self._outside:
+            return  # it will come to the market as it is then
         if waited:
             self._await(order)
         elif terms.display != before.display:
@@ -234,6 +245,7 @@ class Exchange:
         Raises:
             RequestError: There is none.
         """
+        self._catch_up()
         order = self.ledger.find(account, key, cl_ord_id)
         if order is None or not order.open:
             raise RequestError("EOrder:Unknown order", Code.UNKNOWN_ORDER)
@@ -241,6 +253,7 @@ class Exchange:
 
     def cancel_all(self, account: str, reason: str, keys: Iterable[int] | None = None) -> int:
         """Cancel the open orders of an account, or those of them that have one of some keys; return how many."""
+        self._catch_up()
         wanted = None if keys is None else set(keys)
         orders = [order for order in self.ledger.open_orders(account) if wanted is None or order.key in wanted]
         for order in orders:
@@ -258,15 +271,13 @@ class Exchange:
     def moved(self, batch: Batch) -> None:
         """Let a batch, already in the history, do to open orders what it does."""
         if self._returning:
-            self._return(batch)
+            self._return()
         self._fill(self._venue.moved(batch))
         if self._stops and len(batch.trades):
             self._trigger(batch)
-        while self._expiries and self._expiries[0][0] <= batch.ts:
-            order = self.ledger.orders.get(heapq.heappop(self._expiries)[1])
-            if order is not None and order.open:
-                self._leave(order)
-                self._happen(Expired(self.now, order.key))
+        for key in self._expiries.reached(batch.ts):
+            self._leave(self.ledger.orders[key])
+            self._happen(Expired(self.now, key))
 
     def new_epoch(self) -> None:
         """The market begins anew. The first time, orders of the journal return to it; after that, they end."""
@@ -291,11 +302,15 @@ class Exchange:
         for account in self.ledger.accounts:
             self.cancel_all(account, "feed_ended")
 
-    def _return(self, batch: Batch) -> None:
+    def _catch_up(self) -> None:
+        """Take in what the venue has matched already, while the batch that shows it may still be on its way here."""
+        self._fill(self._venue.moved(_NOTHING))
+
+    def _return(self) -> None:
+        self._catch_up()
         for instrument in [i for i in self._returning if self._history.known(i) or self._history.book_position[i]]:
             for key in self._returning.pop(instrument):
-                order = self.ledger.orders.get(key)
-                if order is not None and order.open:
+                if order := self._open(key):
                     self._start(order)
 
     def _trigger(self, batch: Batch) -> None:
@@ -303,8 +318,9 @@ class Exchange:
         for instrument in set(trades.instrument.tolist()):
             prices = trades.price[trades.instrument == instrument]
             for key in self._stops.reached(instrument, int(prices.min()), int(prices.max())):
-                self._happen(Triggered(self.now, key))
-                self._work(self.ledger.orders[key])
+                if order := self._open(key):  # one before it may have ended it
+                    self._happen(Triggered(self.now, key))
+                    self._work(order)
 
     # How an order goes
 
@@ -334,17 +350,24 @@ class Exchange:
         return order
 
     def _note(self, order: Order) -> None:
-        """Remember what has to be looked at when time passes or its account's position changes."""
+        """Remember that an order is still to come to the market, and when its time is over."""
+        self._outside.add(order.key)
         if order.terms.expire_ns:
-            heapq.heappush(self._expiries, (order.terms.expire_ns, order.key))
-        if order.terms.reduce_only:
-            self._reducing.setdefault((order.account, order.terms.symbol), set()).add(order.key)
+            self._expiries.add(order.key, order.terms.expire_ns)
+
+    def _open(self, key: int) -> Order | None:
+        """Return the order of a key while it is open."""
+        order = self.ledger.orders.get(key)
+        return order if order is not None and order.open else None
 
     def _start(self, order: Order, walk: Walk | None = None) -> None:
         """Have an order that is new to the market wait for its price, or trade."""
+        if order.terms.reduce_only:  # those before it in its batch may have left less of the position
+            self._resize(self._cut(order.account, order.terms.symbol))
+        self._outside.discard(order.key)
         if order.waits:
             self._await(order)
-        else:
+        elif order.open:
             self._work(order, walk)
 
     def _await(self, order: Order) -> None:
@@ -378,67 +401,71 @@ class Exchange:
             )  # fmt: skip
             self._settle(order, self._venue.enter(entry))
 
-    def _walk_of(self, order: Order) -> Walk:
+    def _walk_of(self, order: Order, self_trade: SelfTrade = "cancel_oldest") -> Walk:
         terms, owner = order.terms, self._owners[order.account]
-        return self._venue.walk(self._instrument(order), terms.side, terms.limit, order.leaves_qty, owner)
+        instrument = self._instrument(order)
+        return self._venue.walk(instrument, terms.side, terms.limit, order.leaves_qty, owner, self_trade=self_trade)
 
     def _traded_at_once(self, order: Order) -> int:
         """Return the lots that an order would trade before it meets one of its account that stops it."""
-        terms, owner = order.terms, self._owners[order.account]
-        walk = self._venue.walk(
-            self._instrument(order), terms.side, terms.limit, order.leaves_qty, owner, self_trade=terms.self_trade
-        )
-        return sum(qty for _, qty in walk)
+        return sum(qty for _, qty in self._walk_of(order, order.terms.self_trade))
 
     def _settle(self, order: Order, outcome: Outcome) -> None:
         for key in outcome.withdrawn:
-            self._happen(Canceled(self.now, key, "stp"))
+            self._end(self.ledger.orders[key], "stp")
         self._fill(outcome.matches)
         if order.open and not outcome.rests:
-            self._happen(Canceled(self.now, order.key, "stp" if outcome.self_trade else "ioc_remainder"))
+            self._end(order, "stp" if outcome.self_trade else "ioc_remainder")
 
     def _fill(self, matches: Sequence[Match]) -> None:
-        """Take in what was matched at one instant; only then are orders cut that may but reduce a position."""
+        """Take in what was matched, one after the other, each with what it leaves to orders that may but reduce.
+
+        A venue does not know of positions, so it may have matched more of such an order than there was left of its
+        position by then. That much does not fill: it is as if somebody else had stood there.
+        """
+        cut: dict[int, None] = {}
         for match in matches:
-            order = self.ledger.orders[match.key]
-            fee = self._fees[order.account].fee(match.price * match.qty, maker=match.maker)
-            self._happen(Filled(self.now, match.key, match.price, match.qty, fee, match.maker, match.trade_id))
-        if self._reducing and matches:
-            filled = [self.ledger.orders[match.key] for match in matches if match.key in self.ledger.orders]
-            for account, symbol in dict.fromkeys((order.account, order.terms.symbol) for order in filled):
-                self._cut(account, symbol)
+            if not (order := self._open(match.key)):
+                continue
+            qty = min(match.qty, order.leaves_qty)
+            fee = self._fees[order.account].fee(match.price * qty, maker=match.maker)
+            self._happen(Filled(self.now, match.key, match.price, qty, fee, match.maker, match.trade_id))
+            if not order.open:
+                self._leave(order)
+            cut |= dict.fromkeys(self._cut(order.account, order.terms.symbol))
+        self._resize(cut)  # only now: the venue has all of it behind it already
 
-    def _cut(self, account: str, symbol: str) -> None:
-        """Cut the orders that may only reduce a position to what is left of it, newest first."""
-        keys = self._reducing.get((account, symbol), set())
-        for key in list(keys):
-            if key not in self.ledger.orders or not self.ledger.orders[key].open:
-                keys.discard(key)
-        if not keys:
-            self._reducing.pop((account, symbol), None)
-            return
-        room = self.ledger.accounts[account].position(symbol).qty
-        for key in sorted(keys):
-            order = self.ledger.orders[key]
-            allowed = max(0, min(order.leaves_qty, -order.terms.side * room))
-            room += order.terms.side * allowed
-            if not allowed:
-                self._end(order, "reduce_only")
-            elif allowed < order.leaves_qty:
-                self._shrink(order, allowed)
+    def _cut(self, account: str, symbol: str) -> list[int]:
+        """Cut the orders that may only reduce a position to what is left of it, newest first.
 
-    def _shrink(self, order: Order, leaves: int) -> None:
-        terms = msgspec.structs.replace(order.terms, qty=order.cum_qty + leaves)
-        waits = order.waits
-        self._happen(Amended(self.now, order.key, terms))
-        if not waits and terms.limit is not None:
-            self._venue.amend(order.key, terms.limit, leaves)
+        Returns:
+            Keys of those that are smaller now; the others have ended.
+        """
+        state, smaller = self.ledger.accounts[account], []
+        for side in (BUY, SELL):
+            while (excess := state.open_lots[symbol, side, True] - state.reducible(symbol, side)) > 0:
+                order = self.ledger.orders[next(reversed(state.reducing[symbol, side]))]
+                if order.leaves_qty > excess:
+                    terms = msgspec.structs.replace(order.terms, qty=order.terms.qty - excess)
+                    self._happen(Amended(self.now, order.key, terms))
+                    smaller.append(order.key)
+                else:
+                    self._end(order, "reduce_only")
+        return smaller
+
+    def _resize(self, keys: Iterable[int]) -> None:
+        """Have the venue follow orders that are smaller than it knows them, if it does."""
+        for order in filter(None, map(self._open, keys)):
+            if order.terms.limit is not None and not order.waits and order.key not in self._outside:
+                self._venue.amend(order.key, order.terms.limit, order.leaves_qty)
 
     def _end(self, order: Order, reason: str) -> None:
         self._leave(order)
         self._happen(Canceled(self.now, order.key, reason))
 
     def _leave(self, order: Order) -> None:
+        self._outside.discard(order.key)
+        self._expiries.discard(order.key)
         self._stops.discard(order.key)
         self._venue.cancel(order.key)
 

@@ -8,7 +8,7 @@ markets, requests or disks.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from fractions import Fraction
 from typing import Final
 
@@ -36,7 +36,7 @@ KEPT_REPORTS: Final = 10_000
 KEPT_FILLS: Final = 50
 
 
-class Position(msgspec.Struct, array_like=True):
+class Position(msgspec.Struct):
     """What an account has bought net of what it has sold of one instrument, what it began with not counted.
 
     Attributes:
@@ -65,7 +65,7 @@ class Position(msgspec.Struct, array_like=True):
         self.cost += qty * price
 
 
-class Account(msgspec.Struct, array_like=True):
+class Account(msgspec.Struct):
     """What an account owns.
 
     Attributes:
@@ -73,18 +73,22 @@ class Account(msgspec.Struct, array_like=True):
         balances: By asset, in units of ``10**-DIGITS``.
         held: By asset: what its open orders would spend.
         positions: By symbol.
-        open_orders: Keys of its open orders, oldest first; a dict for its order.
         reports: Reports so far: the number of the last one.
         halted: Whether its kill switch is pulled.
+        open_orders: Open lots of its open orders by key, oldest first.
+        open_lots: Sums of them by symbol, side and whether they may but reduce a position.
+        reducing: Keys of the open orders that may but reduce a position, by symbol and side, oldest first.
     """
 
     name: str
     balances: dict[str, int]
     held: dict[str, int]
     positions: dict[str, Position]
-    open_orders: dict[int, None]
     reports: int = 0
     halted: bool = False
+    open_orders: dict[int, int] = msgspec.field(default_factory=dict)
+    open_lots: Counter[tuple[str, int, bool]] = msgspec.field(default_factory=Counter)
+    reducing: dict[tuple[str, int], dict[int, None]] = msgspec.field(default_factory=dict)
 
     def free(self, asset: str) -> int:
         """Return what it can still spend of an asset."""
@@ -96,18 +100,49 @@ class Account(msgspec.Struct, array_like=True):
         if not self.held[asset]:
             del self.held[asset]
 
+    def count(self, order: Order) -> None:
+        """Bring what is known of open orders up to the state of one of them."""
+        key, terms, is_open = order.key, order.terms, order.open
+        before = self.open_orders.get(key, 0)
+        self.open_lots[terms.symbol, terms.side, terms.reduce_only] += order.leaves_qty - before
+        if is_open:
+            self.open_orders[key] = order.leaves_qty
+        elif before:
+            del self.open_orders[key]
+        if terms.reduce_only:
+            keys = self.reducing.setdefault((terms.symbol, terms.side), {})
+            if is_open:
+                keys[key] = None
+            elif before:
+                del keys[key]
+
     def position(self, symbol: str) -> Position:
         """Return its position, which may be nothing."""
         return self.positions.get(symbol) or Position()
 
+    def reducible(self, symbol: str, side: int) -> int:
+        """Return the lots that orders of a side can trade until its position is closed."""
+        return max(0, -side * self.position(symbol).qty)
+
+
+#: A sum in a snapshot: text, for sums outgrow 64 bits. Earlier versions wrote those below as integers.
+_Sum = str | int
+_AccountState = tuple[str, dict[str, str], dict[str, tuple[_Sum, _Sum, _Sum, _Sum]], int, bool]
+
 
 class _State(msgspec.Struct, array_like=True):
-    """A ledger as a snapshot has it; amounts of money are text, for they outgrow 64 bits."""
+    """A ledger as a snapshot has it.
+
+    Attributes:
+        accounts: Name, balances, positions with their attributes in order, reports, halted.
+        orders: Without what is in ``sums``.
+        sums: Of each order: held, cost, fees. Earlier versions wrote what is held alone.
+    """
 
     listed: list[Listed]
-    accounts: list[tuple[str, dict[str, str], dict[str, Position], int, bool]]
+    accounts: list[_AccountState]
     orders: list[Order]
-    held: list[str]
+    sums: list[str | tuple[str, str, str]]
     last_key: int
     fills: int
 
@@ -186,7 +221,11 @@ class Ledger:
     # What happens
 
     def apply(self, event: Event) -> list[Report]:
-        """Take in an event, and return what is to be told about it."""
+        """Take in an event, and return what is to be told about it.
+
+        Raises:
+            KeyError: It cannot happen, to what does not exist or has ended; nothing has changed.
+        """
         match event:
             case Filled():
                 return self._filled(event)
@@ -214,7 +253,7 @@ class Ledger:
                 self._list(event)
             case Opened():
                 balances = {asset: units_of(amount) for asset, amount in event.balances.items()}
-                self._open(Account(event.account, balances, {}, {}, {}))
+                self._open(Account(event.account, balances, {}, {}))
             case Halted():
                 self.accounts[event.account].halted = event.halted
         return []
@@ -243,19 +282,18 @@ class Ledger:
         self.orders[order.key] = order
         if order.terms.cl_ord_id:
             self._by_client_id[order.account, order.terms.cl_ord_id] = order.key
-        if order.open:
-            self.accounts[order.account].open_orders[order.key] = None
-        else:
+        if not order.open:
             self._ended.append(order.key)
 
     def _filled(self, event: Filled) -> list[Report]:
         order, account = self.orders[event.key], self.accounts[self.orders[event.key].account]
         terms, listed = order.terms, self.listed[order.terms.symbol]
+        leaves = order.leaves_qty - event.qty
+        order.advance("fill" if leaves else "complete")  # first: it raises where there is no such step
+        order.leaves_qty = leaves
         order.cum_qty += event.qty
-        order.leaves_qty -= event.qty
         order.cost += event.price * event.qty
         order.fees += event.fee
-        order.advance("fill" if order.leaves_qty else "complete")
         money = self.quote_units(terms.symbol, terms.side * event.price * event.qty + event.fee)
         account.balances[listed.quote] = account.balances.get(listed.quote, 0) - money
         goods = self.base_units(terms.symbol, terms.side * event.qty)
@@ -275,8 +313,9 @@ class Ledger:
         """Bring what is held for an order up to its state, and return the report of it."""
         account = self.accounts[order.account]
         self._hold(account, order)
-        if not order.open and order.key in account.open_orders:
-            del account.open_orders[order.key]
+        was_open = order.key in account.open_orders
+        account.count(order)
+        if was_open and not order.open:
             self._ended.append(order.key)
             self._forget()
         order.reports += 1
@@ -308,13 +347,22 @@ class Ledger:
 
     def snapshot(self) -> bytes:
         """Return everything that :meth:`restore` needs; reports that were kept for returning clients are not in it."""
-        accounts = [
-            (a.name, {asset: text_of(units) for asset, units in a.balances.items()}, a.positions, a.reports, a.halted)
-            for a in self.accounts.values()
+        accounts: list[_AccountState] = [
+            (
+                account.name,
+                {asset: text_of(units) for asset, units in account.balances.items()},
+                {
+                    symbol: (str(p.qty), str(p.cost), str(p.realized), str(p.fees))
+                    for symbol, p in account.positions.items()
+                },
+                account.reports,
+                account.halted,
+            )
+            for account in self.accounts.values()
         ]
-        held = [str(order.held) for order in self.orders.values()]
-        plain = [msgspec.structs.replace(order, held=0) for order in self.orders.values()]
-        state = _State(list(self.listed.values()), accounts, plain, held, self.last_key, self.fills)
+        sums = [(str(order.held), str(order.cost), str(order.fees)) for order in self.orders.values()]
+        plain = [msgspec.structs.replace(order, held=0, cost=0, fees=0) for order in self.orders.values()]
+        state = _State(list(self.listed.values()), accounts, plain, [*sums], self.last_key, self.fills)
         return msgspec.msgpack.encode(state)
 
     def restore(self, snapshot: bytes) -> None:
@@ -326,15 +374,20 @@ class Ledger:
         state = msgspec.msgpack.decode(snapshot, type=_State)
         for listed in state.listed:
             self._list(listed)
-        for name, balances, positions, reports, halted in state.accounts:
+        for name, balances, sums, reports, halted in state.accounts:
             units = {asset: units_of(amount) for asset, amount in balances.items()}
-            self._open(Account(name, units, {}, positions, {}, reports, halted))
-        for order, held in zip(state.orders, state.held, strict=True):
-            order.held = int(held)
+            positions = {symbol: Position(*map(int, numbers)) for symbol, numbers in sums.items()}
+            self._open(Account(name, units, {}, positions, reports, halted))
+        for order, amounts in zip(state.orders, state.sums, strict=True):
+            if isinstance(amounts, str):
+                order.held = int(amounts)
+            else:
+                order.held, order.cost, order.fees = map(int, amounts)
             self._enter(order)
+            account = self.accounts[order.account]
+            account.count(order)
             if order.held:
-                account, asset = self.accounts[order.account], self.spends(order.terms.symbol, order.terms.side)
-                account.hold(asset, order.held)
+                account.hold(self.spends(order.terms.symbol, order.terms.side), order.held)
         self.last_key, self.fills = state.last_key, state.fills
 
 

@@ -6,7 +6,7 @@ in the work, which one task does for everybody, one after the other. It must not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -37,6 +37,8 @@ from ticker.orders.rules import change_of, deadline_of, wanted_of
 from ticker.wire import Request, params_of
 
 MAX_CANCELS: Final = 50
+#: Replies to one ``cancel_order``, of which an order_userref may bring any number: about ten milliseconds of work.
+MAX_ANSWERS: Final = 1_000
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -124,7 +126,7 @@ class Methods:
             _check_deadline(until)
             wanted = wanted_of(params, params.symbol, instrument, exchange.now)
             if params.validate_only:
-                exchange.check(account, wanted, idempotent=caller.native)
+                exchange.check(account, [wanted], idempotent=caller.native)
                 return [Answer(_named(wanted), ext={"validated": True})]
             order, duplicate = exchange.place(account, wanted, idempotent=caller.native)
             return [self._entered(caller, order, duplicate=duplicate)]
@@ -141,8 +143,7 @@ class Methods:
             _check_deadline(until)
             batch = [wanted_of(order, params.symbol, instrument, exchange.now) for order in params.orders]
             if params.validate_only:
-                for wanted in batch:
-                    exchange.check(account, wanted, idempotent=caller.native)
+                exchange.check(account, batch, idempotent=caller.native)
                 return [Answer([_named(wanted) for wanted in batch], ext={"validated": True})]
             placed = exchange.place_all(account, batch, idempotent=caller.native)
             answers = [self._entered(caller, order, duplicate=duplicate) for order, duplicate in placed]
@@ -185,10 +186,11 @@ class Methods:
             raise RequestError(text, Code.INVALID_FIELD)
 
         def work(exchange: Exchange) -> list[Answer]:
-            return [
-                _cancelled(exchange, account, key, name)
-                for key, name in [*wanted, *_with_userrefs(exchange, account, params.order_userref)]
-            ]
+            named = [*wanted, *_with_userrefs(exchange, account, params.order_userref)]
+            if len(named) > MAX_ANSWERS:
+                text = f"EGeneral:Invalid arguments:these are over {MAX_ANSWERS} orders: batch_cancel takes any number"
+                raise RequestError(text, Code.INVALID_FIELD, field="order_userref")
+            return [_cancelled(exchange, account, key, name) for key, name in named]
 
         return work
 
@@ -306,9 +308,10 @@ def _is_number(given: str | int) -> bool:
     return isinstance(given, int) or (given.isascii() and given.isdigit() and len(given) < 19)
 
 
-def _with_userrefs(exchange: Exchange, account: str, userrefs: list[int]) -> Iterator[tuple[int, str]]:
-    """Yield the open orders that have one of some numbers, as ids; a number that none has is an unknown order."""
-    for userref in userrefs:
-        keys = [order.key for order in exchange.ledger.open_orders(account) if order.terms.userref == userref]
-        for key in keys or [0]:
-            yield key, ""
+def _with_userrefs(exchange: Exchange, account: str, userrefs: list[int]) -> list[tuple[int, str]]:
+    """Return the open orders that have one of some numbers, as ids; a number that none has is an unknown order."""
+    keys: dict[int | None, list[int]] = {userref: [] for userref in userrefs}
+    for order in exchange.ledger.open_orders(account) if keys else ():
+        if order.terms.userref in keys:
+            keys[order.terms.userref].append(order.key)
+    return [(key, "") for found in keys.values() for key in found or [0]]

@@ -42,7 +42,7 @@ class Triggers(msgspec.Struct, frozen=True):
 class OrderParams(msgspec.Struct, frozen=True, kw_only=True):
     """One order, without its symbol."""
 
-    NUMBERS: ClassVar[tuple[str, ...]] = ("order_qty", "limit_price", "display_qty")
+    NUMBERS: ClassVar[tuple[str, ...]] = ("order_qty", "limit_price", "display_qty", "triggers.price")
 
     order_type: OrderType
     side: Literal["buy", "sell"]
@@ -76,6 +76,8 @@ class AddOrderParams(OrderParams, frozen=True, kw_only=True):
 
 class BatchAddParams(Authorized, frozen=True, kw_only=True):
     """Parameters of ``batch_add``."""
+
+    NUMBERS: ClassVar[tuple[str, ...]] = tuple(f"orders[].{number}" for number in OrderParams.NUMBERS)
 
     symbol: str
     orders: Annotated[list[OrderParams], msgspec.Meta(min_length=2, max_length=15)]

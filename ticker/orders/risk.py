@@ -24,6 +24,21 @@ MOST_HIDDEN: Final = 15
 Walk = list[tuple[int, int]]
 
 
+class Reserved:
+    """What the orders of one request that were admitted so far will take up once they are entered.
+
+    Attributes:
+        orders: How many there are.
+        held: What they will hold, by asset.
+        lots: What they may trade, by symbol, side and whether they may but reduce a position.
+    """
+
+    def __init__(self) -> None:
+        self.orders = 0
+        self.held: defaultdict[str, int] = defaultdict(int)
+        self.lots: defaultdict[tuple[str, int, bool], int] = defaultdict(int)
+
+
 class Risk:
     """Checks orders before they are entered.
 
@@ -40,15 +55,14 @@ class Risk:
         self._accounts = accounts
         self._fees = fees
 
-    def admit(self, account: str, terms: Terms, walk: Walk, reserved: defaultdict[str, int]) -> None:
+    def admit(self, account: str, terms: Terms, walk: Walk, reserved: Reserved) -> None:
         """Pass if an order may be entered.
 
         Args:
             account: Whose.
             terms: The order.
             walk: What it would trade at once; empty for a stop.
-            reserved: By asset, what orders of the same request before it will hold (and under "" how many they are);
-                this one is added.
+            reserved: What those before it of the same request take up; this one is added.
 
         Raises:
             RequestError: It may not; the text says why, in Kraken's words where Kraken has any.
@@ -58,18 +72,22 @@ class Risk:
             raise RequestError("EOrder:Trading is halted: the kill switch is on", Code.HALTED)
         if self._history.ended:
             raise RequestError("EService:Market in cancel_only mode", Code.NO_MARKET)
-        if limits.open_orders and len(state.open_orders) + reserved[""] >= limits.open_orders:
+        if limits.open_orders and len(state.open_orders) + reserved.orders >= limits.open_orders:
             raise RequestError("EOrder:Orders limit exceeded", Code.TOO_MANY_ORDERS)
         if terms.price is None and not walk:
             raise RequestError("EOrder:No market: the other side of the book is empty", Code.NO_MARKET)
-        self._check_terms(account, terms, terms.qty, walk)
-        if terms.reduce_only:
-            self._check_reduces(account, terms)
+        where = terms.symbol, terms.side
+        reducing = state.open_lots[*where, True] + reserved.lots[*where, True]
+        others = reducing + state.open_lots[*where, False] + reserved.lots[*where, False]
+        self._check_terms(account, terms, terms.qty, walk, others)
+        if terms.reduce_only and terms.qty + reducing > state.reducible(terms.symbol, terms.side):
+            raise RequestError("EOrder:Reduce only: larger than the position", Code.REDUCE_ONLY, field="order_qty")
         asset, needed = self._needs(account, terms, terms.qty, walk)
-        if state.free(asset) - reserved[asset] < needed:
+        if state.free(asset) - reserved.held[asset] < needed:
             raise RequestError("EOrder:Insufficient funds", Code.INSUFFICIENT_FUNDS, field="order_qty")
-        reserved[asset] += needed
-        reserved[""] += 1
+        reserved.orders += 1
+        reserved.held[asset] += needed
+        reserved.lots[terms.symbol, terms.side, terms.reduce_only] += terms.qty
 
     def admit_amended(self, account: str, order: Order, terms: Terms, walk: Walk) -> None:
         """Pass if an open order may have other terms.
@@ -80,7 +98,9 @@ class Risk:
         state, leaves = self._ledger.accounts[account], terms.qty - order.cum_qty
         if state.halted:
             raise RequestError("EOrder:Trading is halted: the kill switch is on", Code.HALTED)
-        self._check_terms(account, terms, leaves, walk, order)
+        where = terms.symbol, terms.side
+        others = state.open_lots[*where, True] + state.open_lots[*where, False] - order.leaves_qty
+        self._check_terms(account, terms, leaves, walk, others)
         if terms.reduce_only and terms.qty > order.terms.qty:
             raise RequestError("EOrder:Reduce only: it can't grow", Code.REDUCE_ONLY, field="order_qty")
         asset, needed = self._needs(account, terms, leaves, walk)
@@ -97,7 +117,8 @@ class Risk:
         asset, needed = self._needs(order.account, order.terms, order.leaves_qty, walk)
         return self._ledger.accounts[order.account].free(asset) + order.held >= needed
 
-    def _check_terms(self, account: str, terms: Terms, qty: int, walk: Walk, amended: Order | None = None) -> None:
+    def _check_terms(self, account: str, terms: Terms, qty: int, walk: Walk, others: int) -> None:
+        """Pass if ``qty`` lots may be traded on some terms, beside ``others`` of the same side that are open."""
         limits = self._accounts.options[account].limits
         if terms.display and terms.display * MOST_HIDDEN < terms.qty:
             text = f"EOrder:Invalid display_qty: at least 1/{MOST_HIDDEN} of order_qty"
@@ -105,12 +126,12 @@ class Risk:
         if terms.post_only and walk:
             raise RequestError("EOrder:Post only order", Code.POST_ONLY, field="post_only")
         price = self._reference(terms) if terms.price is None else terms.price
-        if max(price, walk[-1][0] if walk else 0) * qty > MAX_COST:
+        if max([price, *(level for level, _ in walk)]) * qty > MAX_COST:
             raise RequestError("EOrder:Invalid volume: price times quantity is too large", Code.INVALID_ORDER)
         if limits.notional:
             self._check_notional(terms, price * qty, limits)
         if limits.position:
-            self._check_position(account, terms, qty, limits, amended)
+            self._check_position(account, terms, qty + others, limits)
         if limits.collar_pct and terms.limit is not None:
             self._check_collar(terms, limits)
 
@@ -119,14 +140,9 @@ class Risk:
         if cost / (instrument.price_scale * instrument.qty_scale) > limits.notional:
             raise RequestError("EOrder:Cost limit exceeded", Code.NOTIONAL_LIMIT, field="order_qty")
 
-    def _check_position(self, account: str, terms: Terms, qty: int, limits: Limits, amended: Order | None) -> None:
-        open_qty = sum(
-            order.leaves_qty
-            for order in self._ledger.open_orders(account)
-            if order is not amended and (order.terms.symbol, order.terms.side) == (terms.symbol, terms.side)
-        )
+    def _check_position(self, account: str, terms: Terms, qty: int, limits: Limits) -> None:
         held = terms.side * self._ledger.accounts[account].position(terms.symbol).qty
-        if held + open_qty + qty > limits.position * self._instrument(terms).qty_scale:
+        if held + qty > limits.position * self._instrument(terms).qty_scale:
             raise RequestError("EOrder:Positions limit exceeded", Code.POSITION_LIMIT, field="order_qty")
 
     def _check_collar(self, terms: Terms, limits: Limits) -> None:
@@ -135,16 +151,6 @@ class Risk:
         if reference and terms.side * (terms.limit - reference) * 100 > limits.collar_pct * reference:
             text = f"EOrder:Invalid price: more than {limits.collar_pct:g} % beyond the last price"
             raise RequestError(text, Code.PRICE_COLLAR, field="limit_price")
-
-    def _check_reduces(self, account: str, terms: Terms) -> None:
-        position = self._ledger.accounts[account].position(terms.symbol).qty
-        promised = sum(
-            order.leaves_qty
-            for order in self._ledger.open_orders(account)
-            if order.terms.reduce_only and order.terms.symbol == terms.symbol
-        )
-        if terms.qty + promised > -terms.side * position:
-            raise RequestError("EOrder:Reduce only: larger than the position", Code.REDUCE_ONLY, field="order_qty")
 
     def _instrument(self, terms: Terms) -> Instrument:
         instruments = self._history.instruments

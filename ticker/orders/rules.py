@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from datetime import UTC, datetime
-from decimal import Decimal
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
 from typing import Final
 
 import msgspec
@@ -35,6 +35,8 @@ DEADLINE_NS: Final = 5_000_000_000
 _LIMITED: Final = frozenset({"limit", "iceberg", "stop-loss-limit", "take-profit-limit"})
 _TERMS: Final = msgspec.msgpack.Encoder()
 _MICROSECOND: Final = datetime.resolution
+#: Rounds nothing; the one that holds without it keeps 28 digits.
+_EXACT: Final = Context(prec=MAX_PREC, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[])
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -120,7 +122,7 @@ def _units(value: Decimal, precision: int, increment: int, names: tuple[str, str
     if not value.is_finite() or value <= 0 or value.adjusted() + precision > MAX_DIGITS:
         why = "must be above 0 and below the largest value"
     else:
-        exact = value.scaleb(precision)
+        exact = value.scaleb(precision, _EXACT)
         units = int(exact)
         if exact > MAX_UNITS:
             why = "must be above 0 and below the largest value"
