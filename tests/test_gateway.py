@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shutil
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,6 +20,7 @@ from ticker.codec import rfc3339
 from ticker.errors import Code, JournalError, RequestError
 from ticker.history import History, HistoryOptions
 from ticker.listings import Listings
+from ticker.orders import gateway
 from ticker.orders.accounts import AccountOptions, Accounts, Limits, Token, demo_accounts
 from ticker.orders.gateway import QUEUE_DEPTH, Gateway
 from ticker.orders.journal import MEMORY, Journal
@@ -61,6 +63,7 @@ class FragileDisk(Disk):
 
     Attributes:
         fails: The next appends raise; those with ``True`` have written first.
+        full: How many of the next snapshots raise.
         down: Whether it cannot even be opened again, or snapshots written.
         open: While not set, appends wait.
     """
@@ -68,6 +71,7 @@ class FragileDisk(Disk):
     def __init__(self, path: Any = MEMORY) -> None:
         super().__init__(path)
         self.fails: list[bool] = []
+        self.full = 0
         self.down = False
         self.open = trio.Event()
         self.open.set()
@@ -79,6 +83,12 @@ class FragileDisk(Disk):
                 await super().append(payloads)
             raise JournalError("the disk is full", retryable=True)
         await super().append(payloads)
+
+    async def snapshot(self, payload: bytes) -> None:
+        if self.full:
+            self.full -= 1
+            raise JournalError("the disk is full", retryable=True)
+        await super().snapshot(payload)
 
     async def reopen(self) -> None:
         if self.down:
@@ -289,6 +299,48 @@ async def test_a_failure_at_any_write_loses_nothing_acknowledged_and_keeps_nothi
             ((_, found),) = client.replies()
             known = Code.UNKNOWN_ORDER if reply is Code.UNAVAILABLE else reply["order_id"]
             assert (found if isinstance(found, Code) else found["order_id"]) == known
+
+
+async def test_a_snapshot_that_fails_does_not_tell_its_group_twice(tmp_path, monkeypatch):
+    disk = FragileDisk(tmp_path / "j")
+    async with open_shop(journal=disk) as shop:
+        client = Client()
+        shop.subscribe(client, "executions")
+        await settled()
+        client.take()
+        monkeypatch.setattr(gateway, "SNAPSHOT_EVENTS", 0)
+        disk.full = 2  # the second when it is known what is on disk
+        shop.buy(client, cl_ord_id="x")
+        await trio.sleep(1.1)
+        await settled()
+        assert (disk.full, shop.gateway.durability) == (0, "durable")
+        assert [heard[:2] for heard in client.take()] == [
+            ("add_order", {"order_id": "O000000000001", "cl_ord_id": "x"}),
+            ("executions", "update"),
+            ("executions", "snapshot"),  # of what is known after all
+        ]
+
+
+async def test_a_snapshot_holds_nothing_that_is_not_on_disk_before_it(tmp_path, monkeypatch):
+    disk = FragileDisk(tmp_path / "j")
+    async with open_shop(journal=disk) as shop:
+        client = Client()
+        shop.buy(client, 95, 2, cl_ord_id="rests")
+        await settled()
+        monkeypatch.setattr(gateway, "SNAPSHOT_EVENTS", 3)
+        disk.open = trio.Event()
+        shop.buy(client, 90)  # its group makes a snapshot due
+        await settled()
+        shop.happen(shop.tape.trades((BTC, SELL, 940, ONE)))  # while that is written
+        disk.open.set()
+        await settled()
+        filled = shop.gateway._exchange.ledger
+        for file in tmp_path.glob("j*"):  # a crash
+            shutil.copy(file, tmp_path / file.name.replace("j", "copy", 1))
+    async with open_shop(journal=Disk(tmp_path / "copy")) as shop:
+        recovered = shop.gateway._exchange.ledger
+        assert recovered.snapshot() == filled.snapshot()
+        assert recovered.fills == 1
 
 
 async def test_a_clean_stop_leaves_a_snapshot_and_the_next_start_has_everything(tmp_path):

@@ -151,9 +151,7 @@ class Gateway:
         await self._journal.reopen()
         self._exchange = self._restored()
         self._note()
-        await self._write(self._take())
-        if self._unsaved > SHORT_JOURNAL:
-            await self._save()
+        await self._write(self._take(SHORT_JOURNAL))
 
     async def run(self) -> None:
         """Do requests for ever.
@@ -209,26 +207,31 @@ class Gateway:
             self._queue.popleft()(exchange)
 
     async def _commit(self) -> None:
-        group = self._take()
+        group = self._take(SNAPSHOT_EVENTS)
         expected = self._journal.head + len(group.events)
         try:
             await self._write(group)
-            if self._unsaved > SNAPSHOT_EVENTS:
-                await self._save()
         except JournalError as error:
             self._counts["failures"] += 1
             logger.error("orders are not available: %s", error)
             await self._find_out(group, expected)
 
-    def _take(self) -> Group:
+    def _take(self, limit: int) -> Group:
+        """Take what has happened; more than ``limit`` events since the last snapshot make another one.
+
+        It is made at once: what the market does while the group is written is not on disk when the snapshot is.
+        """
+        assert self._exchange is not None
         group, self._group = self._group, Group()
+        if self._unsaved + len(group.events) > limit:
+            group.snapshot = self._exchange.ledger.snapshot()
         return group
 
     async def _write(self, group: Group) -> None:
-        """Write a group to the journal, and tell what it did.
+        """Write a group to the journal, tell what it did, and write its snapshot, so that recovery is short.
 
         Raises:
-            JournalError: It may not be on disk, and nobody was told.
+            JournalError: It may not be on disk, and nobody was told; or everybody was, and only its snapshot is not.
         """
         if group.events:
             with trio.CancelScope(shield=True):  # or nobody would know what was done
@@ -236,7 +239,10 @@ class Gateway:
             self._counts["groups"] += 1
             self._counts["events"] += len(group.events)
             self._unsaved += len(group.events)
-        self._deliver(group)
+        group.deliver()
+        if group.snapshot is not None:
+            await self._journal.snapshot(group.snapshot)
+            self._unsaved = 0
 
     def _collect(self) -> list[Letter]:
         """Take what has happened on the exchange into the group; return what is to be told of it."""
@@ -244,17 +250,6 @@ class Gateway:
         happened, reports = self._exchange.drain()
         self._group.events += [events.encode(event) for event in happened]
         return self._readers.tell(reports) if reports else []
-
-    def _deliver(self, group: Group) -> None:
-        for client, request, time_in, answers, letters in group.done:
-            if client is not None:
-                for answer in answers:
-                    if answer.error is None:
-                        client.accept(request, time_in, answer.result, answer.ext)
-                    else:
-                        client.refuse(request, time_in, answer.error)
-            for reader, message in letters:
-                reader.send(message)
 
     # When the disk fails
 
@@ -271,16 +266,14 @@ class Gateway:
             try:
                 await self._journal.reopen()
                 if self._journal.head == expected:
-                    self._deliver(group)
+                    group.deliver()
                 else:
-                    self._fail(group, refusal)
-                group = Group()
+                    group.refuse(refusal)
                 exchange = self._restored()
                 await self._journal.snapshot(exchange.ledger.snapshot())  # it also shows that there is room again
                 self._resume(exchange)
             except JournalError as error:
-                self._fail(group, RequestError("EService:Unknown outcome", Code.STATUS_UNKNOWN, retry_after_ms=1000))
-                group = Group()
+                group.refuse(RequestError("EService:Unknown outcome", Code.STATUS_UNKNOWN, retry_after_ms=1000))
                 logger.error("orders are still not available: %s", error)
                 await trio.sleep(RETRY_S)
 
@@ -292,23 +285,11 @@ class Gateway:
             reader.send(message)
         logger.warning("orders are available again")
 
-    def _fail(self, group: Group, error: RequestError) -> None:
-        for client, request, time_in, answers, _ in group.done:
-            if client is not None and answers:
-                client.refuse(request, time_in, error)
-
-    async def _save(self) -> None:
-        """Write a snapshot, so that recovery is short."""
-        assert self._exchange is not None
-        await self._journal.snapshot(self._exchange.ledger.snapshot())
-        self._unsaved = 0
-
     async def _finish(self) -> None:
         try:
             if self._exchange is not None:
-                await self._write(self._take())
-                if self._unsaved:
-                    await self._save()
+                self._note()  # a defect may have ended us amid a command, and the snapshot has what that did
+                await self._write(self._take(0))
         except JournalError as error:
             logger.error("the journal ends without a snapshot: %s", error)
         await self._journal.aclose()
