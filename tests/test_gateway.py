@@ -131,6 +131,15 @@ async def settled() -> None:
     await trio.testing.wait_all_tasks_blocked(0.001)
 
 
+async def status(shop: Shop, name: str) -> str | Code:
+    """Return where the order with a cl_ord_id stands, or why that is not told."""
+    client = Client()
+    shop.ask(client, "order_status", cl_ord_id=name)
+    await settled()
+    ((_, found),) = client.take()
+    return found if isinstance(found, Code) else found["order_status"]
+
+
 @asynccontextmanager
 async def open_shop(*args: Any, **options: Any):
     shop = Shop(*args, **options)
@@ -262,6 +271,106 @@ async def test_while_the_disk_is_away_requests_are_refused_and_orders_rest(tmp_p
         await settled()
         (_, rests), x = client.replies()
         assert (rests["order_status"], x) == ("new", ("order_status", Code.UNKNOWN_ORDER))
+
+
+def marked(shop: Shop, kind: str) -> None:
+    marker = Marker(kind=kind, ts=0, reason="")
+    shop.history.mark(marker)
+    shop.gateway.mark(marker)
+
+
+@pytest.mark.parametrize("written", [False, True])
+@pytest.mark.parametrize("when", ["before", "during", "after"])
+@pytest.mark.parametrize(("kind", "reason"), [("end", "feed_ended"), ("epoch", "seek")])
+async def test_a_marker_that_comes_while_the_disk_fails_ends_orders(
+    tmp_path, autojump_clock, kind, reason, when, written
+):
+    disk = FragileDisk(tmp_path / "j")
+    async with open_shop(journal=disk) as shop:
+        client = Client()
+        shop.subscribe(client, "executions")
+        shop.buy(client, 90, cl_ord_id="rests")
+        await settled()
+        disk.fails, disk.down, disk.open = [written], True, trio.Event()
+        if when == "before":
+            marked(shop, kind)
+        shop.ask(client, "add_order", order_type="market", side="buy", symbol="BTC/USD", order_qty=1)
+        await settled()
+        if when == "during":
+            marked(shop, kind)
+        disk.open.set()
+        await settled()
+        if when == "after":
+            marked(shop, kind)
+        disk.down = False
+        await trio.sleep(1.5)
+        await settled()
+        assert shop.gateway.statistics().open_orders == 0
+        ends = [row for heard in client.take() if len(heard) == 3 for row in heard[2] if row["exec_type"] == "canceled"]
+        assert {(row["cl_ord_id"], row["reason"]) for row in ends if "cl_ord_id" in row} <= {("rests", reason)}
+        assert await status(shop, "rests") == "canceled"
+
+
+async def test_an_order_that_came_after_an_epoch_outlives_a_failure_of_another_group(tmp_path):
+    disk = FragileDisk(tmp_path / "j")
+    async with open_shop(journal=disk) as shop:
+        client = Client()
+        marked(shop, "epoch")
+        shop.buy(client, 90, cl_ord_id="kept")
+        await settled()
+        disk.fails = [False]
+        shop.buy(client, 91)
+        await settled()
+        assert await status(shop, "kept") == "new"
+
+
+async def test_orders_of_the_journal_outlive_a_failure_before_the_market_begins(tmp_path):
+    async with open_shop(journal=Disk(tmp_path / "j")) as shop:
+        for name in ("kept", "other"):
+            shop.buy(Client(), cl_ord_id=name)
+        await settled()
+    disk = FragileDisk(tmp_path / "j")
+    shop = Shop(journal=disk)
+    await shop.gateway.recover()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shop.gateway.run)
+        disk.fails = [False]
+        shop.ask(Client(), "cancel_order", cl_ord_id=["other"])
+        await settled()
+        marked(shop, "epoch")
+        await settled()
+        assert [await status(shop, name) for name in ("kept", "other")] == ["new", "new"]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("switch", ["dead_man", "disconnect"])
+@pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
+async def test_a_switch_that_falls_while_the_disk_is_away_cancels_once_it_is_back(
+    tmp_path, autojump_clock, switch, again
+):
+    disk = FragileDisk(tmp_path / "j")
+    async with open_shop(journal=disk) as shop:
+        client, reader = Client(), Client()
+        shop.subscribe(reader, "executions")
+        shop.ask(client, "cancel_on_disconnect", enable=True, grace_ms=5000)
+        shop.buy(client, cl_ord_id="x")
+        if switch == "dead_man":
+            shop.ask(client, "cancel_all_orders_after", timeout=5)
+        await settled()
+        if switch == "disconnect":
+            shop.gateway.remove(client, clean=False)
+        await trio.sleep(3)
+        disk.fails, disk.down = [False, False][: 1 + again], True  # the second is the write of what the switch has done
+        shop.ask(reader, "cancel_all")
+        await trio.sleep(3)
+        assert shop.gateway.durability == "unavailable"
+        reader.take()
+        disk.down = False
+        await trio.sleep(2)
+        await settled()
+        updates = [heard for heard in reader.take() if heard[:2] == ("executions", "update")]
+        assert [(row["cl_ord_id"], row["reason"]) for *_, rows in updates for row in rows] == [("x", switch)]
+        assert shop.gateway.statistics().open_orders == 0
 
 
 async def test_the_same_commands_at_the_same_instants_make_the_same_journal():

@@ -7,7 +7,8 @@ groups goes the same way.
 
 **When the disk fails**, nobody is told what may not be on it. The journal is opened again, which says what really is;
 a group that is not is answered ``unavailable`` and has not happened, and the exchange is built anew from what is. As
-long as that does not succeed, requests are refused and resting orders neither fill nor end; market data goes on.
+long as that does not succeed, requests are refused and resting orders neither fill nor end; market data goes on. What
+ends orders meanwhile, a switch that falls or a market that is over, is done as soon as the exchange is back.
 
 The queue in front of the exchange is bounded; when it is full a request is refused, so that a session always reads on.
 """
@@ -36,7 +37,7 @@ from ticker.orders.accounts import Accounts, Scope
 from ticker.orders.callers import Callers
 from ticker.orders.client import Client
 from ticker.orders.exchange import Exchange, check_fits
-from ticker.orders.group import Done, Group
+from ticker.orders.group import Demand, Done, Group
 from ticker.orders.journal import Journal
 from ticker.orders.ledger import Ledger
 from ticker.orders.methods import Answer, Methods, Work
@@ -130,6 +131,7 @@ class Gateway:
         self._connections: dict[Client, tuple[float, set[int]]] = {}
         self._arrivals: dict[Client, float] = {}
         self._unsaved = 0
+        self._began = False
         self._doing = False
         self._counts = {"requests": 0, "groups": 0, "events": 0, "failures": 0}
 
@@ -265,24 +267,29 @@ class Gateway:
         while self._exchange is None:
             try:
                 await self._journal.reopen()
-                if self._journal.head == expected:
+                happened = self._journal.head == expected
+                if happened:
                     group.deliver()
                 else:
                     group.refuse(refusal)
                 exchange = self._restored()
                 await self._journal.snapshot(exchange.ledger.snapshot())  # it also shows that there is room again
-                self._resume(exchange)
+                self._resume(exchange, [] if happened else group.demands)
             except JournalError as error:
                 group.refuse(RequestError("EService:Unknown outcome", Code.STATUS_UNKNOWN, retry_after_ms=1000))
                 logger.error("orders are still not available: %s", error)
                 await trio.sleep(RETRY_S)
 
-    def _resume(self, exchange: Exchange) -> None:
+    def _resume(self, exchange: Exchange, undone: list[Demand]) -> None:
         exchange.drain()  # accounts that were not in the journal; they are in its snapshot
-        exchange.new_epoch()
+        if self._began:
+            exchange.new_epoch()
+        demands = undone + self._group.demands
         self._exchange, self._group, self._unsaved = exchange, Group(), 0
         for reader, message in self._readers.refresh():
             reader.send(message)
+        for demand in demands:
+            self._demand(demand)
         logger.warning("orders are available again")
 
     async def _finish(self) -> None:
@@ -344,18 +351,25 @@ class Gateway:
 
     def mark(self, marker: Marker) -> None:
         """Take in a marker of the feed, already in the history."""
-        if self._exchange is None:
-            return
-        if marker.kind == "epoch":
-            self._exchange.new_epoch()
-        elif marker.kind == "end":
-            self._exchange.ended()
-        self._note()
+        if marker.kind == "end":
+            self._demand(Exchange.ended)
+        elif marker.kind == "epoch" and self._began:
+            self._demand(Exchange.new_epoch)
+        elif marker.kind == "epoch":  # orders of the journal return to the market, as they do after every failure
+            self._began = True
+            if self._exchange is not None:
+                self._exchange.new_epoch()
 
     def _cancel(self, account: str, reason: str, keys: frozenset[int] | None) -> None:
         """A switch has fallen."""
+        self._demand(lambda exchange: exchange.cancel_all(account, reason, keys))
+
+    def _demand(self, demand: Demand) -> None:
+        """Do what nobody has asked for: now, or as soon as the exchange is back."""
+        if demand not in self._group.demands:  # a tape that loops has epochs without end, and one ends everything
+            self._group.demands.append(demand)
         if self._exchange is not None:
-            self._exchange.cancel_all(account, reason, keys)
+            demand(self._exchange)
             self._note()
 
     def _note(self) -> None:

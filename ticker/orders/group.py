@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from ticker.errors import RequestError
 from ticker.orders.client import Client
+from ticker.orders.exchange import Exchange
 from ticker.orders.methods import Answer
 from ticker.orders.readers import Letter
 from ticker.wire import Request
+
+#: What time or the market wants of the exchange, whether anybody is there to be told or not.
+Demand = Callable[[Exchange], object]
 
 _NOBODY: Final = Request("")
 
@@ -37,12 +42,14 @@ class Group:
     Attributes:
         events: For the journal, encoded.
         done: What is told then, in order.
+        demands: What was done without a request, in order; if it does not get to the disk, it has to be done again.
         snapshot: What all events up to its last come to, if that is to be written after it.
     """
 
     def __init__(self) -> None:
         self.events: list[bytes] = []
         self.done: list[Done] = []
+        self.demands: list[Demand] = []
         self.snapshot: bytes | None = None
 
     def tell(self, letters: list[Letter]) -> None:
