@@ -273,6 +273,45 @@ async def test_while_the_disk_is_away_requests_are_refused_and_orders_rest(tmp_p
         assert (rests["order_status"], x) == ("new", ("order_status", Code.UNKNOWN_ORDER))
 
 
+@pytest.mark.parametrize("latency", [None, UniformLatency(LatencyOptions(fixed_ms=50))], ids=["queued", "underway"])
+async def test_requests_that_wait_when_the_disk_fails_are_refused_at_once(tmp_path, autojump_clock, latency):
+    disk = FragileDisk(tmp_path / "j")
+    async with open_shop(journal=disk, latency=latency) as shop:
+        first, second = Client(), Client()
+        disk.fails, disk.down, disk.open = [False], True, trio.Event()
+        shop.buy(first)
+        await trio.sleep(0.06)
+        shop.buy(second, cl_ord_id="x")
+        shop.ask(second, "cancel_all")
+        disk.open.set()
+        failed = trio.current_time()
+        await settled()
+        assert second.take() == [("add_order", Code.UNAVAILABLE), ("cancel_all", Code.UNAVAILABLE)]
+        assert trio.current_time() == failed
+        disk.down = False
+        await trio.sleep(2)
+        assert second.take() == []  # once is enough
+        assert (shop.gateway.statistics().queued, shop.gateway.statistics().open_orders) == (0, 0)
+
+
+async def test_a_connection_that_is_lost_while_the_disk_is_away_has_its_time_from_then_on(tmp_path, autojump_clock):
+    disk = FragileDisk(tmp_path / "j")
+    async with open_shop(journal=disk) as shop:
+        client, other = Client(), Client()
+        shop.ask(client, "cancel_on_disconnect", enable=True, grace_ms=5000)
+        shop.buy(client)
+        await settled()
+        disk.fails, disk.down = [False], True
+        shop.buy(other)
+        await settled()
+        shop.gateway.remove(client, clean=False)
+        await trio.sleep(4.5)
+        disk.down = False
+        await trio.sleep(1)
+        await settled()
+        assert (shop.gateway.durability, shop.gateway.statistics().open_orders) == ("durable", 0)
+
+
 def marked(shop: Shop, kind: str) -> None:
     marker = Marker(kind=kind, ts=0, reason="")
     shop.history.mark(marker)

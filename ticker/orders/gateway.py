@@ -7,8 +7,9 @@ groups goes the same way.
 
 **When the disk fails**, nobody is told what may not be on it. The journal is opened again, which says what really is;
 a group that is not is answered ``unavailable`` and has not happened, and the exchange is built anew from what is. As
-long as that does not succeed, requests are refused and resting orders neither fill nor end; market data goes on. What
-ends orders meanwhile, a switch that falls or a market that is over, is done as soon as the exchange is back.
+long as that does not succeed, requests are refused, also those that wait already, and resting orders neither fill nor
+end; market data goes on. What ends orders meanwhile, a switch that falls or a market that is over, is done as soon as
+the exchange is back.
 
 The queue in front of the exchange is bounded; when it is full a request is refused, so that a session always reads on.
 """
@@ -61,6 +62,10 @@ REVALUE_S: Final = 1.0
 SNAPSHOT_EVENTS: Final = 1_000_000
 #: A journal that begins with more events than this gets a snapshot at once.
 SHORT_JOURNAL: Final = 10_000
+
+
+#: Called when its turn has come; with None if there is no exchange any more.
+Command = Callable[[Exchange | None], None]
 
 
 class GatewayStatistics(msgspec.Struct, frozen=True):
@@ -123,8 +128,8 @@ class Gateway:
         self._methods = Methods(listings, self)
         self._switches = Switches()
         self._callers = Callers(accounts, self._switches.returned)
-        self._queue: deque[Callable[[Exchange], None]] = deque()
-        self._underway: list[tuple[float, int, Callable[[Exchange], None]]] = []
+        self._queue: deque[Command] = deque()
+        self._underway: list[tuple[float, int, Command]] = []
         self._numbers = itertools.count()
         self._work = trio.Event()
         self._group = Group()
@@ -263,7 +268,7 @@ class Gateway:
             expected: The number of the last event if it is.
         """
         self._exchange = None
-        refusal = RequestError("EService:Unavailable", Code.UNAVAILABLE, retry_after_ms=1000)
+        self._refuse_waiting()
         while self._exchange is None:
             try:
                 await self._journal.reopen()
@@ -271,7 +276,7 @@ class Gateway:
                 if happened:
                     group.deliver()
                 else:
-                    group.refuse(refusal)
+                    group.refuse(_unavailable())
                 exchange = self._restored()
                 await self._journal.snapshot(exchange.ledger.snapshot())  # it also shows that there is room again
                 self._resume(exchange, [] if happened else group.demands)
@@ -279,6 +284,13 @@ class Gateway:
                 group.refuse(RequestError("EService:Unknown outcome", Code.STATUS_UNKNOWN, retry_after_ms=1000))
                 logger.error("orders are still not available: %s", error)
                 await trio.sleep(RETRY_S)
+
+    def _refuse_waiting(self) -> None:
+        waiting = [*self._queue, *(command for *_, command in sorted(self._underway))]
+        self._queue.clear()
+        self._underway.clear()
+        for command in waiting:
+            command(None)
 
     def _resume(self, exchange: Exchange, undone: list[Demand]) -> None:
         exchange.drain()  # accounts that were not in the journal; they are in its snapshot
@@ -317,11 +329,14 @@ class Gateway:
 
     def _enqueue(self, client: Client, request: Request, time_in: str, work: Work) -> None:
         if self._exchange is None:
-            raise RequestError("EService:Unavailable", Code.UNAVAILABLE, retry_after_ms=1000)
+            raise _unavailable()
         if len(self._queue) + len(self._underway) >= QUEUE_DEPTH:
             raise RequestError("EService:Busy", Code.BUSY, retry_after_ms=100)
 
-        def command(exchange: Exchange) -> None:
+        def command(exchange: Exchange | None) -> None:
+            if exchange is None:
+                client.refuse(request, time_in, _unavailable())
+                return
             self._counts["requests"] += 1
             try:
                 answers = work(exchange)
@@ -331,9 +346,11 @@ class Gateway:
 
         self._schedule(client, command)
 
-    def _schedule(self, client: Client, command: Callable[[Exchange], None]) -> None:
+    def _schedule(self, client: Client, command: Command) -> None:
         """Have a command of a client done after those that it has sent before."""
-        if self._latency is None:
+        if self._exchange is None:  # they have all been refused
+            command(None)
+        elif self._latency is None:
             self._queue.append(command)
         else:
             due = max(trio.current_time() + self._latency.delay_s(), self._arrivals.get(client, 0.0))
@@ -484,3 +501,7 @@ class Gateway:
             open_orders=sum(len(account.open_orders) for account in accounts),
             **self._counts,
         )
+
+
+def _unavailable() -> RequestError:
+    return RequestError("EService:Unavailable", Code.UNAVAILABLE, retry_after_ms=1000)
