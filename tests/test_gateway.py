@@ -312,6 +312,113 @@ async def test_a_connection_that_is_lost_while_the_disk_is_away_has_its_time_fro
         assert (shop.gateway.durability, shop.gateway.statistics().open_orders) == ("durable", 0)
 
 
+@pytest.mark.parametrize("lost", ["while it is away", "afterwards"])
+async def test_a_lost_connection_does_not_take_an_order_that_has_the_key_of_one_that_never_was(
+    tmp_path, autojump_clock, lost
+):
+    disk = FragileDisk(tmp_path / "j")
+    async with open_shop(journal=disk) as shop:
+        client, other = Client(), Client()
+        shop.ask(client, "cancel_on_disconnect", enable=True, grace_ms=3000)
+        shop.ask(other, "cancel_all")  # it is there all the time
+        await settled()
+        other.take()
+        disk.fails, disk.down = [False], True
+        shop.buy(client)
+        await settled()
+        if lost == "while it is away":
+            shop.gateway.remove(client, clean=False)
+        disk.down = False
+        await trio.sleep(1.1)
+        shop.buy(other)
+        await settled()
+        assert other.take() == [("add_order", {"order_id": "O000000000001"})]
+        if lost == "afterwards":
+            shop.gateway.remove(client, clean=False)
+        await trio.sleep(4)
+        await settled()
+        assert shop.gateway.statistics().open_orders == 1
+
+
+@pytest.mark.parametrize("written", [False, True])
+async def test_an_order_whose_outcome_was_unknown_ends_with_its_connection_if_it_is_there(
+    tmp_path, autojump_clock, written
+):
+    disk = FragileDisk(tmp_path / "j")
+    async with open_shop(journal=disk) as shop:
+        client = Client()
+        shop.ask(client, "cancel_on_disconnect", enable=True, grace_ms=3000)
+        await settled()
+        disk.fails, disk.down = [written], True
+        shop.buy(client)
+        await settled()
+        assert client.take()[-1] == ("add_order", Code.STATUS_UNKNOWN)
+        disk.down = False
+        await trio.sleep(1.1)
+        assert shop.gateway.statistics().open_orders == written
+        shop.gateway.remove(client, clean=False)
+        await trio.sleep(4)
+        await settled()
+        assert shop.gateway.statistics().open_orders == 0
+
+
+async def test_an_order_whose_cancel_did_not_happen_still_ends_with_its_connection(tmp_path, autojump_clock):
+    disk = FragileDisk(tmp_path / "j")
+    async with open_shop(journal=disk) as shop:
+        client = Client()
+        shop.ask(client, "cancel_on_disconnect", enable=True, grace_ms=0)
+        shop.buy(client)
+        await settled()
+        disk.fails = [False]
+        shop.ask(client, "cancel_all")
+        await settled()
+        assert client.take()[-1] == ("cancel_all", Code.UNAVAILABLE)
+        assert shop.gateway.statistics().open_orders == 1
+        shop.gateway.remove(client, clean=False)
+        await trio.sleep(1)
+        assert shop.gateway.statistics().open_orders == 0
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["stays", "unsubscribes"])
+async def test_a_subscription_that_was_refused_can_be_asked_for_again(tmp_path, left):
+    disk = FragileDisk(tmp_path / "j")
+    async with open_shop(journal=disk) as shop:
+        client, trader = Client(), Client()
+        disk.fails, disk.open = [False], trio.Event()
+        shop.buy(trader, 91)
+        shop.subscribe(client, "balances")
+        await settled()
+        if left:
+            shop.gateway.unsubscribe(client, Request("unsubscribe", {"channel": "balances"}), "")
+            client.take()
+        disk.open.set()
+        await settled()
+        assert client.take() == [("subscribe", Code.UNAVAILABLE)]
+        shop.buy(trader, 101)
+        await settled()
+        assert client.take() == []
+        shop.subscribe(client, "balances")
+        await settled()
+        assert [heard[:2] for heard in client.take()[1:]] == [("balances", "snapshot")]
+
+
+async def test_a_switch_is_set_although_its_group_is_not_on_disk(tmp_path, autojump_clock):
+    disk = FragileDisk(tmp_path / "j")
+    async with open_shop(journal=disk) as shop:
+        client = Client()
+        shop.buy(client)
+        await settled()
+        client.take()
+        disk.fails = [False]
+        shop.buy(client)
+        shop.ask(client, "cancel_all_orders_after", timeout=3)
+        await settled()
+        (_, bought), (_, switch) = client.take()
+        assert (bought, switch.keys()) == (Code.UNAVAILABLE, {"currentTime", "triggerTime"})
+        await trio.sleep(4)
+        assert shop.gateway.statistics().open_orders == 0
+
+
 def marked(shop: Shop, kind: str) -> None:
     marker = Marker(kind=kind, ts=0, reason="")
     shop.history.mark(marker)
@@ -783,6 +890,38 @@ async def test_orders_of_a_lost_connection_end_with_it(autojump_clock, clean, re
         await trio.sleep(3)
         await settled()
         assert shop.gateway.statistics().open_orders == left
+
+
+@pytest.mark.parametrize(("returns", "left"), [(True, 1), (False, 0)], ids=["back", "gone"])
+async def test_an_account_that_is_back_before_its_loss_is_noticed_keeps_its_orders(autojump_clock, returns, left):
+    async with open_shop(latency=UniformLatency(LatencyOptions(fixed_ms=200))) as shop:
+        client, back = Client(), Client()
+        shop.ask(client, "cancel_on_disconnect", enable=True, grace_ms=1000)
+        shop.buy(client)  # both are still on their way
+        shop.gateway.remove(client, clean=False)
+        await trio.sleep(0.1)
+        if returns:
+            shop.ask(back, "order_status", order_id="O000000000001")
+        await trio.sleep(5)
+        await settled()
+        assert shop.gateway.statistics().open_orders == left
+
+
+async def test_of_a_connection_whose_orders_end_with_it_only_the_open_ones_are_remembered():
+    async with open_shop() as shop:
+        client = Client()
+        shop.ask(client, "cancel_on_disconnect", enable=True, grace_ms=0)
+        shop.buy(client, 80)
+        for _ in range(100):
+            shop.buy(client, time_in_force="ioc")  # it ends as it is entered
+            shop.buy(client, 90, order_userref=7)
+            shop.ask(client, "cancel_order", order_userref=[7])
+            shop.buy(client, 101, 0.01)
+            await settled()
+        assert len(shop.gateway._switches._connections) == shop.gateway.statistics().open_orders == 1
+        shop.gateway.remove(client, clean=False)
+        await settled()
+        assert len(shop.gateway._switches._connections) == shop.gateway.statistics().open_orders == 0
 
 
 async def test_the_end_of_the_feed_ends_orders():

@@ -22,11 +22,12 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 import trio
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from feeds.records import Batch, Marker
 from feeds.venue import Venue
@@ -34,7 +35,7 @@ from ticker.errors import Code, ConfigError, JournalError, RequestError
 from ticker.history import History
 from ticker.listings import Listings
 from ticker.orders import events
-from ticker.orders.accounts import Accounts, Scope
+from ticker.orders.accounts import Accounts
 from ticker.orders.callers import Callers
 from ticker.orders.client import Client
 from ticker.orders.exchange import Exchange, check_fits
@@ -43,7 +44,7 @@ from ticker.orders.journal import Journal
 from ticker.orders.ledger import Ledger
 from ticker.orders.methods import Answer, Methods, Work
 from ticker.orders.models import LatencyModel
-from ticker.orders.order import Order
+from ticker.orders.order import OPEN
 from ticker.orders.params import PrivateParams
 from ticker.orders.readers import Interest, Letter, Readers
 from ticker.orders.switches import Switches
@@ -125,15 +126,14 @@ class Gateway:
         self._remembered = remembered
         self._exchange: Exchange | None = None  # None: nothing can be done now
         self._readers = Readers(history)
-        self._methods = Methods(listings, self)
         self._switches = Switches()
-        self._callers = Callers(accounts, self._switches.returned)
+        self._callers = Callers(accounts, self._switches)
+        self._methods = Methods(listings, self._callers)
         self._queue: deque[Command] = deque()
         self._underway: list[tuple[float, int, Command]] = []
         self._numbers = itertools.count()
         self._work = trio.Event()
         self._group = Group()
-        self._connections: dict[Client, tuple[float, set[int]]] = {}
         self._arrivals: dict[Client, float] = {}
         self._unsaved = 0
         self._began = False
@@ -246,7 +246,7 @@ class Gateway:
             self._counts["groups"] += 1
             self._counts["events"] += len(group.events)
             self._unsaved += len(group.events)
-        group.deliver()
+        self._deliver(group)
         if group.snapshot is not None:
             await self._journal.snapshot(group.snapshot)
             self._unsaved = 0
@@ -256,7 +256,12 @@ class Gateway:
         assert self._exchange is not None
         happened, reports = self._exchange.drain()
         self._group.events += [events.encode(event) for event in happened]
+        self._group.ended += [report.key for report in reports if report.status not in OPEN]
         return self._readers.tell(reports) if reports else []
+
+    def _deliver(self, group: Group) -> None:
+        group.deliver()
+        self._switches.ended(group.ended)
 
     # When the disk fails
 
@@ -274,7 +279,7 @@ class Gateway:
                 await self._journal.reopen()
                 happened = self._journal.head == expected
                 if happened:
-                    group.deliver()
+                    self._deliver(group)
                 else:
                     group.refuse(_unavailable())
                 exchange = self._restored()
@@ -296,6 +301,7 @@ class Gateway:
         exchange.drain()  # accounts that were not in the journal; they are in its snapshot
         if self._began:
             exchange.new_epoch()
+        self._switches.keep({key for account in exchange.ledger.accounts.values() for key in account.open_orders})
         demands = undone + self._group.demands
         self._exchange, self._group, self._unsaved = exchange, Group(), 0
         for reader, message in self._readers.refresh():
@@ -404,31 +410,6 @@ class Gateway:
                 self._group.tell(letters)
                 self._work.set()
 
-    # Who the caller is
-
-    def account(self, caller: Client, token: str | UnsetType, scope: Scope) -> str:
-        """See :meth:`ticker.orders.callers.Callers.account`."""
-        return self._callers.account(caller, token, scope)
-
-    # Switches
-
-    def placed(self, caller: Client, order: Order) -> None:
-        """An order came from this connection."""
-        if caller in self._connections:
-            self._connections[caller][1].add(order.key)
-
-    def cancel_after(self, account: str, timeout_s: float) -> None:
-        """Set the dead man's switch of an account."""
-        self._switches.set_dead_man(account, timeout_s)
-
-    def cancel_on_disconnect(self, caller: Client, account: str, grace_s: float | None) -> None:
-        """Have the orders that a connection enters from now on end when it is lost, or not (None)."""
-        if grace_s is None:
-            self._connections.pop(caller, None)
-        else:
-            _, keys = self._connections.get(caller, (0.0, set()))
-            self._connections[caller] = grace_s, keys
-
     # Private channels
 
     def subscribe(self, client: Client, request: Request, time_in: str) -> None:
@@ -438,7 +419,7 @@ class Gateway:
             RequestError: It may not, or is subscribed already.
         """
         params = params_of(request, PrivateParams)
-        account = self.account(client, params.token, "read")
+        account = self._callers.account(client, params.token, "read")
         interest = Interest(params.snap_trades, params.snap_orders, params.order_status, params.snapshot)
         resume = None if params.resume is UNSET or not client.native else params.resume
         self._readers.check(client, params.channel)
@@ -452,7 +433,8 @@ class Gateway:
                 ext["recovered"] = recovered
             answer = Answer(params.accepted, ext=ext)
             letters = [Letter(client, message) for message in messages]
-            self._group.done.append(Done(client, request, time_in, [answer], letters))
+            undo = partial(self._readers.discard, client, params.channel)
+            self._group.done.append(Done(client, request, time_in, [answer], letters, undo))
             return []
 
         self._enqueue(client, request, time_in, work)
@@ -475,15 +457,15 @@ class Gateway:
         """Forget a client whose connection has ended; ``clean`` if it said goodbye."""
         self._readers.forget(client)
         account = self._callers.forget(client)
-        if account is not None:  # what it has sent before may still be on its way
-            self._schedule(client, lambda exchange: self._lost(client, account, clean=clean))
+        if account is not None:
+            if not clean:
+                self._switches.leaving(account, client)
+            self._schedule(client, lambda exchange: self._lost(client, account))  # after what it has sent before
         self._arrivals.pop(client, None)
 
-    def _lost(self, client: Client, account: str, *, clean: bool) -> None:
+    def _lost(self, client: Client, account: str) -> None:
         self._readers.forget(client)
-        grace, keys = self._connections.pop(client, (0.0, set()))
-        if keys and not clean:
-            self._switches.lost(account, client, grace, frozenset(keys))
+        self._switches.lost(account, client)
 
     @property
     def durability(self) -> str:

@@ -114,9 +114,15 @@ class Readers:
         Raises:
             RequestError: It does not read it.
         """
+        if channel not in self._channels.get(reader, {}):
+            raise RequestError("Subscription Not Found", Code.NOT_SUBSCRIBED)
+        self.discard(reader, channel)
+
+    def discard(self, reader: Client, channel: str) -> None:
+        """Stop telling somebody about a channel, if it reads it."""
         account = self._channels.get(reader, {}).pop(channel, None)
         if account is None:
-            raise RequestError("Subscription Not Found", Code.NOT_SUBSCRIBED)
+            return
         channels = self._readers[account]
         del channels[channel][reader]
         if not any(channels.values()):
@@ -126,7 +132,7 @@ class Readers:
     def forget(self, reader: Client) -> None:
         """Stop telling somebody anything."""
         for channel in list(self._channels.get(reader, {})):
-            self.remove(reader, channel)
+            self.discard(reader, channel)
         self._channels.pop(reader, None)
 
     # What a newcomer is told
