@@ -852,6 +852,29 @@ async def test_positions_follow_the_price(autojump_clock):
         assert (row["qty"], row["avg_price"], row["mark_price"], row["unrealized_pnl"]) == (2, 101, 103, 4)
 
 
+async def test_a_second_reader_of_positions_takes_no_price_away_from_the_first(autojump_clock):
+    async with open_shop() as shop:
+        first, second = Client(), Client()
+        shop.subscribe(first, "positions")
+        shop.buy(first, 101, 2)
+        await settled()
+        first.take()
+        shop.happen(shop.tape.trades((BTC, BUY, 1030, 1)))
+        shop.subscribe(second, "positions")
+        await trio.sleep(1.1)
+        await settled()
+        ((*update, (row,)),) = first.take()
+        (_, (*snapshot, (same,))) = second.take()
+        assert (update, row["mark_price"]) == (["positions", "update"], 103)
+        assert (snapshot, same) == (["positions", "snapshot"], row)
+        shop.gateway.remove(second, clean=True)
+        shop.happen(shop.tape.trades((BTC, BUY, 1040, 1)))
+        await trio.sleep(1.1)
+        await settled()
+        assert [rows[0]["mark_price"] for *_, rows in first.take()] == [104]
+        assert second.take() == []
+
+
 # Switches
 
 

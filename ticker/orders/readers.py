@@ -8,7 +8,7 @@ here and sent by somebody else, once what they tell is on disk.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final, NamedTuple
 
 import msgspec
@@ -82,7 +82,7 @@ class Readers:
         self._readers: dict[str, dict[str, dict[Client, Interest]]] = {}  # by account and channel, where there are any
         self._channels: dict[Client, dict[str, str]] = {}
         self._sequences: dict[tuple[Client, str], int] = {}
-        self._marks: dict[tuple[str, str], int] = {}
+        self._marks: dict[Client, dict[str, int]] = {}  # the prices at which readers were told positions, by symbol
 
     def read(self, ledger: Ledger, epoch: str) -> None:
         """Print from another ledger from now on."""
@@ -128,6 +128,8 @@ class Readers:
         if not any(channels.values()):
             del self._readers[account]
         self._sequences.pop((reader, channel), None)
+        if channel == "positions":
+            self._marks.pop(reader, None)
 
     def forget(self, reader: Client) -> None:
         """Stop telling somebody anything."""
@@ -147,8 +149,8 @@ class Readers:
                 return [self._executed(report, native=reader.native) for report in missed], True
         return [self._opening(reader, account, channel, interest)], False
 
-    def _snapshot(self, account: str, channel: str, interest: Interest, *, native: bool) -> list[Row]:
-        ledger, ts = self._ledger, self._history.ts
+    def _snapshot(self, reader: Client, account: str, channel: str, interest: Interest) -> list[Row]:
+        ledger, ts, native = self._ledger, self._history.ts, reader.native
         if channel == "executions":
             reports = ledger.last_fills(account) if interest.trades else []
             reports = reports + (present(ledger.open_orders(account), ts) if interest.orders else [])
@@ -158,7 +160,7 @@ class Readers:
         state = ledger.accounts[account]
         if channel == "balances":
             return [self._printer.balance(asset, state, native=native) for asset in state.balances]
-        return [self._position_row(account, symbol) for symbol in state.positions]
+        return self._position_rows(reader, account, state.positions)
 
     # What everybody is told
 
@@ -200,12 +202,9 @@ class Readers:
         listed = self._ledger.listed
         return list(dict.fromkeys(asset for s in symbols for asset in (listed[s].base, listed[s].quote)))
 
-    def _of_positions(self, account: str, symbols: Iterable[str]) -> list[Letter]:
-        readers = self._readers[account].get("positions")
-        if not readers:
-            return []
-        rows = [self._position_row(account, symbol) for symbol in symbols]
-        return [self._update(reader, "positions", rows) for reader in readers if rows]
+    def _of_positions(self, account: str, symbols: Collection[str]) -> list[Letter]:
+        readers = self._readers[account].get("positions", {}) if symbols else {}
+        return [self._update(reader, "positions", self._position_rows(reader, account, symbols)) for reader in readers]
 
     def _update(self, reader: Client, channel: str, rows: list[Row]) -> Letter:
         self._sequences[reader, channel] += 1
@@ -225,31 +224,27 @@ class Readers:
         """Return what readers of positions are told of those whose price has changed since they were told last."""
         letters: list[Letter] = []
         for account, channels in self._readers.items():
-            readers = channels.get("positions")
-            if not readers:
-                continue
-            positions = self._ledger.accounts[account].positions.items()
-            rows = [
-                self._position_row(account, symbol)
-                for symbol, position in positions
-                if position.qty and self._mark(symbol) != self._marks.get((account, symbol))
-            ]
-            letters += [self._update(reader, "positions", rows) for reader in readers if rows]
+            for reader in channels.get("positions", {}):
+                positions, told = self._ledger.accounts[account].positions, self._marks.get(reader, {})
+                symbols = [s for s, position in positions.items() if position.qty and self._mark(s) != told.get(s)]
+                if symbols:
+                    letters.append(self._update(reader, "positions", self._position_rows(reader, account, symbols)))
         return letters
 
-    def _position_row(self, account: str, symbol: str) -> Row:
-        mark = self._mark(symbol)
-        if mark is not None:
-            self._marks[account, symbol] = mark
-        position = self._ledger.accounts[account].positions[symbol]
-        return self._printer.position(symbol, position, mark, self._history.ts)
+    def _position_rows(self, reader: Client, account: str, symbols: Iterable[str]) -> list[Row]:
+        """Return what one reader is told of positions, and remember at which prices."""
+        positions, ts = self._ledger.accounts[account].positions, self._history.ts
+        marks = {symbol: self._mark(symbol) for symbol in symbols}
+        told = self._marks.setdefault(reader, {})
+        told |= {symbol: mark for symbol, mark in marks.items() if mark is not None}
+        return [self._printer.position(symbol, positions[symbol], mark, ts) for symbol, mark in marks.items()]
 
     def _mark(self, symbol: str) -> int | None:
         last = int(self._history.day.last_px[self._history.instruments.id_of(symbol)])
         return None if last == MISSING else last
 
     def _opening(self, reader: Client, account: str, channel: str, interest: Interest) -> Message:
-        rows = self._snapshot(account, channel, interest, native=reader.native)
+        rows = self._snapshot(reader, account, channel, interest)
         if channel == "executions":
             sequence = self._ledger.accounts[account].reports
         else:
