@@ -13,9 +13,10 @@ import pytest
 import trio
 
 from feeds import clock
+from feeds.instruments import Instruments
 from feeds.records import BUY, SELL, Marker
 from feeds.tape import Tape as TapeVenue
-from tests.scripted import BTC, INSTRUMENTS, Disk, Tape
+from tests.scripted import BTC, ETH, INSTRUMENTS, Disk, Tape
 from ticker.codec import rfc3339
 from ticker.errors import Code, JournalError, RequestError
 from ticker.history import History, HistoryOptions
@@ -99,11 +100,17 @@ class FragileDisk(Disk):
 class Shop:
     """A gateway over a scripted market with offers at 101.0 and bids at 99.0, 5 BTC each."""
 
-    def __init__(self, accounts: Accounts | None = None, journal: Journal | None = None, **options: Any) -> None:
-        self.history, self.tape = History(INSTRUMENTS, HistoryOptions()), Tape()
+    def __init__(
+        self,
+        accounts: Accounts | None = None,
+        journal: Journal | None = None,
+        instruments: Instruments = INSTRUMENTS,
+        **options: Any,
+    ) -> None:
+        self.history, self.tape = History(instruments, HistoryOptions()), Tape()
         self.journal = journal or Disk(MEMORY)
         self.gateway = Gateway(
-            self.history, Listings(INSTRUMENTS), TapeVenue(self.history), accounts or demo_accounts(INSTRUMENTS),
+            self.history, Listings(instruments), TapeVenue(self.history), accounts or demo_accounts(instruments),
             self.journal, **options,
         )  # fmt: skip
 
@@ -873,6 +880,23 @@ async def test_a_second_reader_of_positions_takes_no_price_away_from_the_first(a
         await settled()
         assert [rows[0]["mark_price"] for *_, rows in first.take()] == [104]
         assert second.take() == []
+
+
+async def test_a_position_in_what_the_market_does_not_have_any_more_has_no_price(tmp_path):
+    async with open_shop(journal=Disk(tmp_path / "j")) as shop:
+        shop.buy(Client(), 101, 2)
+        await settled()
+    shop = Shop(journal=Disk(tmp_path / "j"), instruments=Instruments([INSTRUMENTS[ETH]]))
+    await shop.gateway.recover()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shop.gateway.run)
+        client = Client()
+        shop.subscribe(client, "positions")
+        await settled()
+        (_, (_, _, (row,))) = client.take()
+        assert (row["symbol"], row["qty"]) == ("BTC/USD", 2)
+        assert "mark_price" not in row
+        nursery.cancel_scope.cancel()
 
 
 # Switches

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from feeds.errors import UnknownSymbolError
 from feeds.records import MISSING
 from ticker.errors import Code, RequestError
 from ticker.history import History
@@ -240,7 +241,11 @@ class Readers:
         return [self._printer.position(symbol, positions[symbol], mark, ts) for symbol, mark in marks.items()]
 
     def _mark(self, symbol: str) -> int | None:
-        last = int(self._history.day.last_px[self._history.instruments.id_of(symbol)])
+        try:
+            instrument = self._history.instruments.id_of(symbol)
+        except UnknownSymbolError:  # the journal may know positions that this market has no prices of
+            return None
+        last = int(self._history.day.last_px[instrument])
         return None if last == MISSING else last
 
     def _opening(self, reader: Client, account: str, channel: str, interest: Interest) -> Message:
