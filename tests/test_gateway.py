@@ -409,6 +409,40 @@ async def test_a_subscription_that_was_refused_can_be_asked_for_again(tmp_path, 
         assert [heard[:2] for heard in client.take()[1:]] == [("balances", "snapshot")]
 
 
+@pytest.mark.parametrize("channel", ["balances", "positions", "executions"])
+async def test_messages_of_a_group_that_failed_have_taken_no_numbers(tmp_path, channel):
+    disk = FragileDisk(tmp_path / "j")
+    async with open_shop(journal=disk) as shop:
+        reader, trader = Client(), Client()
+        shop.subscribe(reader, channel)
+        await settled()
+        disk.fails = [False]
+        for _ in range(2):
+            shop.buy(trader, 101, 0.01)
+            await settled()
+        updates = {"executions": [1, 2, 3]}.get(channel, [3])
+        assert reader.exts[1:] == [reader.exts[1], reader.exts[1] + (channel != "executions"), *updates]
+
+
+async def test_who_unsubscribes_while_its_messages_are_written_gets_none_of_them(tmp_path):
+    disk = FragileDisk(tmp_path / "j")
+    async with open_shop(journal=disk) as shop:
+        reader, trader = Client(), Client()
+        shop.subscribe(reader, "balances")
+        await settled()
+        disk.open = trio.Event()
+        shop.buy(trader, 101)
+        await settled()
+        shop.gateway.unsubscribe(reader, Request("unsubscribe", {"channel": "balances"}), "")
+        reader.take()
+        disk.open.set()
+        await settled()
+        assert reader.take() == []
+        shop.subscribe(reader, "balances")
+        await settled()
+        assert reader.exts[1] == 1
+
+
 async def test_a_switch_is_set_although_its_group_is_not_on_disk(tmp_path, autojump_clock):
     disk = FragileDisk(tmp_path / "j")
     async with open_shop(journal=disk) as shop:

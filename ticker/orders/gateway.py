@@ -260,7 +260,7 @@ class Gateway:
         return self._readers.tell(reports) if reports else []
 
     def _deliver(self, group: Group) -> None:
-        group.deliver()
+        group.deliver(self._readers.send)
         self._switches.ended(group.ended)
 
     # When the disk fails
@@ -304,8 +304,8 @@ class Gateway:
         self._switches.keep({key for account in exchange.ledger.accounts.values() for key in account.open_orders})
         demands = undone + self._group.demands
         self._exchange, self._group, self._unsaved = exchange, Group(), 0
-        for reader, message in self._readers.refresh():
-            reader.send(message)
+        for letter in self._readers.refresh():
+            self._readers.send(letter)
         for demand in demands:
             self._demand(demand)
         logger.warning("orders are available again")

@@ -79,12 +79,12 @@ class Group:
         """Have readers told of what nobody has asked for."""
         self.done.append(Done(None, _NOBODY, "", [], letters))
 
-    def deliver(self) -> None:
-        """Tell what was done: it is on disk."""
+    def deliver(self, send: Callable[[Letter], None]) -> None:
+        """Tell what was done, letters by ``send``: it is on disk."""
         for done in self._told():
             done.reply()
-            for reader, message in done.letters:
-                reader.send(message)
+            for letter in done.letters:
+                send(letter)
 
     def refuse(self, error: RequestError) -> None:
         """Tell those who have asked that it is not on disk, or may not be."""

@@ -34,7 +34,7 @@ class PrivateMessage(Message, frozen=True, kw_only=True):
     """A message of a private channel.
 
     Attributes:
-        sequence: Contiguous: of executions by account, of the others by subscription.
+        sequence: Contiguous: of executions by account, of the others by subscription, from when they are sent.
         epoch: Native profile, in snapshots: what the numbers belong to.
     """
 
@@ -62,7 +62,7 @@ class Letter(NamedTuple):
     """A message on its way to a reader."""
 
     reader: Client
-    message: Message
+    message: PrivateMessage
 
 
 class Readers:
@@ -142,7 +142,7 @@ class Readers:
 
     def opening(
         self, reader: Client, account: str, channel: str, interest: Interest, resume: Resume | None
-    ) -> tuple[list[Message], bool]:
+    ) -> tuple[list[PrivateMessage], bool]:
         """Return what somebody who begins to read is told first, and whether that is exactly what it missed."""
         if channel == "executions" and resume is not None and resume.epoch == self.epoch:
             missed = self._ledger.recent(account, resume.after) if isinstance(resume.after, int) else None
@@ -177,14 +177,14 @@ class Readers:
         return letters
 
     def _of_execution(self, report: Report) -> Iterator[Letter]:
-        messages: dict[bool, Message] = {}
+        messages: dict[bool, PrivateMessage] = {}
         for reader, interest in self._readers[report.account].get("executions", {}).items():
             if interest.every_status or report.exec_type in MILESTONES:
                 if reader.native not in messages:
                     messages[reader.native] = self._executed(report, native=reader.native)
                 yield Letter(reader, messages[reader.native])
 
-    def _executed(self, report: Report, *, native: bool) -> Message:
+    def _executed(self, report: Report, *, native: bool) -> PrivateMessage:
         row = self._printer.execution(report, native=native)
         return PrivateMessage(channel="executions", type="update", data=[row], sequence=report.sequence)
 
@@ -208,9 +208,20 @@ class Readers:
         return [self._update(reader, "positions", self._position_rows(reader, account, symbols)) for reader in readers]
 
     def _update(self, reader: Client, channel: str, rows: list[Row]) -> Letter:
-        self._sequences[reader, channel] += 1
-        sequence = self._sequences[reader, channel]
-        return Letter(reader, PrivateMessage(channel=channel, type="update", data=rows, sequence=sequence))
+        return Letter(reader, PrivateMessage(channel=channel, type="update", data=rows, sequence=0))
+
+    def send(self, letter: Letter) -> None:
+        """Send a letter, unless its reader has left the channel since it was written.
+
+        What is numbered by subscription gets its number here: a letter that is dropped with its group has none.
+        """
+        reader, message = letter
+        if message.channel not in self._channels.get(reader, {}):
+            return
+        if message.channel != "executions":
+            number = self._sequences[reader, message.channel] = self._sequences.get((reader, message.channel), 0) + 1
+            message = msgspec.structs.replace(message, sequence=number)
+        reader.send(message)
 
     def refresh(self) -> list[Letter]:
         """Return a snapshot for every reader: what it was told may not be so."""
@@ -248,11 +259,8 @@ class Readers:
         last = int(self._history.day.last_px[instrument])
         return None if last == MISSING else last
 
-    def _opening(self, reader: Client, account: str, channel: str, interest: Interest) -> Message:
+    def _opening(self, reader: Client, account: str, channel: str, interest: Interest) -> PrivateMessage:
         rows = self._snapshot(reader, account, channel, interest)
-        if channel == "executions":
-            sequence = self._ledger.accounts[account].reports
-        else:
-            sequence = self._sequences[reader, channel] = self._sequences.get((reader, channel), 0) + 1
+        sequence = self._ledger.accounts[account].reports if channel == "executions" else 0
         epoch = self.epoch if reader.native else msgspec.UNSET
         return PrivateMessage(channel=channel, type="snapshot", data=rows, sequence=sequence, epoch=epoch)
