@@ -6,6 +6,7 @@ import hashlib
 import random
 import shutil
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -136,6 +137,12 @@ class Shop:
 async def settled() -> None:
     """Let the gateway do what it has to do."""
     await trio.testing.wait_all_tasks_blocked(0.001)
+
+
+def crash(folder: Path) -> None:
+    """Leave a copy of the journal ``j`` as a crash would leave it now."""
+    for file in folder.glob("j*"):
+        shutil.copy(file, folder / file.name.replace("j", "copy", 1))
 
 
 async def status(shop: Shop, name: str) -> str | Code:
@@ -460,6 +467,78 @@ async def test_a_switch_is_set_although_its_group_is_not_on_disk(tmp_path, autoj
         assert shop.gateway.statistics().open_orders == 0
 
 
+@pytest.mark.parametrize("seed", range(8))
+async def test_however_the_disk_fails_all_are_answered_once_and_the_journal_is_what_was_told(
+    tmp_path, autojump_clock, monkeypatch, seed
+):
+    """Orders, markers, lost connections and failures of all kinds at random; a snapshot every few groups."""
+    monkeypatch.setattr(gateway, "SNAPSHOT_EVENTS", 20)
+    chance, disk = random.Random(seed), FragileDisk(tmp_path / "j")
+    latency = chance.choice([None, UniformLatency(LatencyOptions(fixed_ms=20, jitter_ms=50, seed=seed))])
+    async with open_shop(journal=disk, latency=latency) as shop:
+        readers = {channel: Client() for channel in ("executions", "balances", "positions")}
+        for channel, reader in readers.items():
+            shop.subscribe(reader, channel)
+        clients, asked, answered, entered = [Client() for _ in range(3)], 0, 0, set()
+
+        def hear() -> int:
+            replies = [result for client in clients for _, result in client.take()]
+            entered.update(r["order_id"] for r in replies if isinstance(r, dict) and "order_id" in r)
+            return len(replies)
+
+        async def fail() -> None:
+            disk.fails = [chance.random() < 0.5 for _ in range(chance.randrange(3))]
+            disk.full, disk.down = chance.randrange(2), chance.random() < 0.5
+            await trio.sleep(chance.random() * 3)
+            disk.down = False
+
+        for step in range(400):
+            client = chance.choice(clients)
+            match chance.randrange(12):
+                case 0:
+                    await fail()
+                case 1:
+                    await trio.sleep(chance.random())
+                case 2:
+                    shop.ask(client, "cancel_on_disconnect", enable=chance.random() < 0.8, grace_ms=100)
+                    asked += 1
+                case 3:
+                    answered += hear()
+                    await trio.sleep(2)  # what is on its way arrives
+                    answered += hear()
+                    shop.gateway.remove(client, clean=False)
+                    clients[clients.index(client)] = Client()
+                case 4:
+                    if chance.random() < 0.2:
+                        marked(shop, "epoch")
+                    shop.happen(shop.tape.levels(BTC, (BUY, 990, 5 * ONE), (SELL, 1010, 5 * ONE), snapshot=True))
+                case 5:
+                    shop.happen(shop.tape.trades((BTC, SELL, 900 + chance.randrange(100), ONE)))
+                case 6:
+                    shop.ask(client, "cancel_all")
+                    asked += 1
+                case _:
+                    shop.buy(client, 90 + chance.randrange(12), 0.01 * chance.randrange(1, 50), cl_ord_id=f"n{step}")
+                    asked += 1
+            if chance.random() < 0.3:
+                await settled()
+        await trio.sleep(10)
+        await settled()
+        answered += hear()
+        assert answered == asked
+        ledger, switches = shop.gateway._exchange.ledger, shop.gateway._switches
+        assert entered <= {order.order_id for order in ledger.orders.values()}
+        assert switches._connections.keys() <= ledger.accounts["demo"].open_orders.keys()
+        for channel in ("balances", "positions"):
+            numbers = [extra for extra in readers[channel].exts if isinstance(extra, int)]
+            assert numbers == list(range(1, len(numbers) + 1))
+        assert shop.gateway.statistics().failures > 3
+        expected = ledger.snapshot()
+        crash(tmp_path)
+    async with open_shop(journal=Disk(tmp_path / "copy")) as shop:
+        assert shop.gateway._exchange.ledger.snapshot() == expected
+
+
 def marked(shop: Shop, kind: str) -> None:
     marker = Marker(kind=kind, ts=0, reason="")
     shop.history.mark(marker)
@@ -631,8 +710,7 @@ async def test_a_snapshot_holds_nothing_that_is_not_on_disk_before_it(tmp_path, 
         disk.open.set()
         await settled()
         filled = shop.gateway._exchange.ledger
-        for file in tmp_path.glob("j*"):  # a crash
-            shutil.copy(file, tmp_path / file.name.replace("j", "copy", 1))
+        crash(tmp_path)
     async with open_shop(journal=Disk(tmp_path / "copy")) as shop:
         recovered = shop.gateway._exchange.ledger
         assert recovered.snapshot() == filled.snapshot()
