@@ -1,11 +1,9 @@
-"""Whose account a connection trades on, and how often it may ask.
+"""Whose account a connection trades on, how often it may ask, and what ends orders when it is gone.
 
-It knows tokens, scopes and rates; it must not know what is asked.
+It knows tokens, scopes, rates and switches; it must not know what is asked.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import trio
 from msgspec import UNSET, UnsetType
@@ -14,19 +12,21 @@ from ticker.errors import Code, RequestError
 from ticker.guard import TokenBucket
 from ticker.orders.accounts import Accounts, Grant, Scope
 from ticker.orders.client import Client
+from ticker.orders.order import Order
+from ticker.orders.switches import Switches
 
 
 class Callers:
-    """The connections that have shown a token.
+    """The connections that have shown a token: a :class:`ticker.orders.methods.Desk`.
 
     Args:
         accounts: Who may trade.
-        returned: Called with the account of a connection that has shown its first one.
+        switches: Told what connections enter, and that an account has connected again when one shows its first token.
     """
 
-    def __init__(self, accounts: Accounts, returned: Callable[[str], None]) -> None:
+    def __init__(self, accounts: Accounts, switches: Switches) -> None:
         self._accounts = accounts
-        self._returned = returned
+        self._switches = switches
         self._grants: dict[Client, Grant] = {}
         self._buckets: dict[str, TokenBucket] = {}
 
@@ -46,7 +46,7 @@ class Callers:
                 raise RequestError("EAPI:Invalid key: another account's", Code.INVALID_TOKEN, field="token")
             self._grants[caller] = grant
             if bound is None:
-                self._returned(grant.account)
+                self._switches.returned(grant.account)
         grant.check(scope)
         if scope == "trade":
             self._check_rate(grant.account)
@@ -62,6 +62,18 @@ class Callers:
         if wait:
             retry = max(1, round(1000 * wait))
             raise RequestError("EOrder:Rate limit exceeded", Code.RATE_LIMITED, retry_after_ms=retry)
+
+    def placed(self, caller: Client, order: Order) -> None:
+        """An order came from this connection."""
+        self._switches.placed(caller, order.key)
+
+    def cancel_after(self, account: str, timeout_s: float) -> None:
+        """Set the dead man's switch of an account."""
+        self._switches.set_dead_man(account, timeout_s)
+
+    def cancel_on_disconnect(self, caller: Client, account: str, grace_s: float | None) -> None:
+        """Have the orders that a connection enters from now on end when it is lost, or not (None)."""
+        self._switches.watch(caller, grace_s)
 
     def forget(self, caller: Client) -> str | None:
         """Forget a connection that has ended; return its account, None if it has shown no token."""

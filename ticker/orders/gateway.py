@@ -7,7 +7,9 @@ groups goes the same way.
 
 **When the disk fails**, nobody is told what may not be on it. The journal is opened again, which says what really is;
 a group that is not is answered ``unavailable`` and has not happened, and the exchange is built anew from what is. As
-long as that does not succeed, requests are refused and resting orders neither fill nor end; market data goes on.
+long as that does not succeed, requests are refused, also those that wait already, and resting orders neither fill nor
+end; market data goes on. What ends orders meanwhile, a switch that falls or a market that is over, is done as soon as
+the exchange is back.
 
 The queue in front of the exchange is bounded; when it is full a request is refused, so that a session always reads on.
 """
@@ -20,11 +22,12 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 import trio
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from feeds.records import Batch, Marker
 from feeds.venue import Venue
@@ -32,16 +35,16 @@ from ticker.errors import Code, ConfigError, JournalError, RequestError
 from ticker.history import History
 from ticker.listings import Listings
 from ticker.orders import events
-from ticker.orders.accounts import Accounts, Scope
+from ticker.orders.accounts import Accounts
 from ticker.orders.callers import Callers
 from ticker.orders.client import Client
 from ticker.orders.exchange import Exchange, check_fits
-from ticker.orders.group import Done, Group
+from ticker.orders.group import Demand, Done, Group
 from ticker.orders.journal import Journal
 from ticker.orders.ledger import Ledger
 from ticker.orders.methods import Answer, Methods, Work
 from ticker.orders.models import LatencyModel
-from ticker.orders.order import Order
+from ticker.orders.order import OPEN
 from ticker.orders.params import PrivateParams
 from ticker.orders.readers import Interest, Letter, Readers
 from ticker.orders.switches import Switches
@@ -60,6 +63,10 @@ REVALUE_S: Final = 1.0
 SNAPSHOT_EVENTS: Final = 1_000_000
 #: A journal that begins with more events than this gets a snapshot at once.
 SHORT_JOURNAL: Final = 10_000
+
+
+#: Called when its turn has come; with None if there is no exchange any more.
+Command = Callable[[Exchange | None], None]
 
 
 class GatewayStatistics(msgspec.Struct, frozen=True):
@@ -119,17 +126,17 @@ class Gateway:
         self._remembered = remembered
         self._exchange: Exchange | None = None  # None: nothing can be done now
         self._readers = Readers(history)
-        self._methods = Methods(listings, self)
         self._switches = Switches()
-        self._callers = Callers(accounts, self._switches.returned)
-        self._queue: deque[Callable[[Exchange], None]] = deque()
-        self._underway: list[tuple[float, int, Callable[[Exchange], None]]] = []
+        self._callers = Callers(accounts, self._switches)
+        self._methods = Methods(listings, self._callers)
+        self._queue: deque[Command] = deque()
+        self._underway: list[tuple[float, int, Command]] = []
         self._numbers = itertools.count()
         self._work = trio.Event()
         self._group = Group()
-        self._connections: dict[Client, tuple[float, set[int]]] = {}
         self._arrivals: dict[Client, float] = {}
         self._unsaved = 0
+        self._began = False
         self._doing = False
         self._counts = {"requests": 0, "groups": 0, "events": 0, "failures": 0}
 
@@ -151,9 +158,7 @@ class Gateway:
         await self._journal.reopen()
         self._exchange = self._restored()
         self._note()
-        await self._write(self._take())
-        if self._unsaved > SHORT_JOURNAL:
-            await self._save()
+        await self._write(self._take(SHORT_JOURNAL))
 
     async def run(self) -> None:
         """Do requests for ever.
@@ -209,26 +214,31 @@ class Gateway:
             self._queue.popleft()(exchange)
 
     async def _commit(self) -> None:
-        group = self._take()
+        group = self._take(SNAPSHOT_EVENTS)
         expected = self._journal.head + len(group.events)
         try:
             await self._write(group)
-            if self._unsaved > SNAPSHOT_EVENTS:
-                await self._save()
         except JournalError as error:
             self._counts["failures"] += 1
             logger.error("orders are not available: %s", error)
             await self._find_out(group, expected)
 
-    def _take(self) -> Group:
+    def _take(self, limit: int) -> Group:
+        """Take what has happened; more than ``limit`` events since the last snapshot make another one.
+
+        It is made at once: what the market does while the group is written is not on disk when the snapshot is.
+        """
+        assert self._exchange is not None
         group, self._group = self._group, Group()
+        if self._unsaved + len(group.events) > limit:
+            group.snapshot = self._exchange.ledger.snapshot()
         return group
 
     async def _write(self, group: Group) -> None:
-        """Write a group to the journal, and tell what it did.
+        """Write a group to the journal, tell what it did, and write its snapshot, so that recovery is short.
 
         Raises:
-            JournalError: It may not be on disk, and nobody was told.
+            JournalError: It may not be on disk, and nobody was told; or everybody was, and only its snapshot is not.
         """
         if group.events:
             with trio.CancelScope(shield=True):  # or nobody would know what was done
@@ -237,24 +247,21 @@ class Gateway:
             self._counts["events"] += len(group.events)
             self._unsaved += len(group.events)
         self._deliver(group)
+        if group.snapshot is not None:
+            await self._journal.snapshot(group.snapshot)
+            self._unsaved = 0
 
     def _collect(self) -> list[Letter]:
         """Take what has happened on the exchange into the group; return what is to be told of it."""
         assert self._exchange is not None
         happened, reports = self._exchange.drain()
         self._group.events += [events.encode(event) for event in happened]
+        self._group.ended += [report.key for report in reports if report.status not in OPEN]
         return self._readers.tell(reports) if reports else []
 
     def _deliver(self, group: Group) -> None:
-        for client, request, time_in, answers, letters in group.done:
-            if client is not None:
-                for answer in answers:
-                    if answer.error is None:
-                        client.accept(request, time_in, answer.result, answer.ext)
-                    else:
-                        client.refuse(request, time_in, answer.error)
-            for reader, message in letters:
-                reader.send(message)
+        group.deliver(self._readers.send)
+        self._switches.ended(group.ended)
 
     # When the disk fails
 
@@ -266,49 +273,48 @@ class Gateway:
             expected: The number of the last event if it is.
         """
         self._exchange = None
-        refusal = RequestError("EService:Unavailable", Code.UNAVAILABLE, retry_after_ms=1000)
+        self._refuse_waiting()
         while self._exchange is None:
             try:
                 await self._journal.reopen()
-                if self._journal.head == expected:
+                happened = self._journal.head == expected
+                if happened:
                     self._deliver(group)
                 else:
-                    self._fail(group, refusal)
-                group = Group()
+                    group.refuse(_unavailable())
                 exchange = self._restored()
                 await self._journal.snapshot(exchange.ledger.snapshot())  # it also shows that there is room again
-                self._resume(exchange)
+                self._resume(exchange, [] if happened else group.demands)
             except JournalError as error:
-                self._fail(group, RequestError("EService:Unknown outcome", Code.STATUS_UNKNOWN, retry_after_ms=1000))
-                group = Group()
+                group.refuse(RequestError("EService:Unknown outcome", Code.STATUS_UNKNOWN, retry_after_ms=1000))
                 logger.error("orders are still not available: %s", error)
                 await trio.sleep(RETRY_S)
 
-    def _resume(self, exchange: Exchange) -> None:
+    def _refuse_waiting(self) -> None:
+        waiting = [*self._queue, *(command for *_, command in sorted(self._underway))]
+        self._queue.clear()
+        self._underway.clear()
+        for command in waiting:
+            command(None)
+
+    def _resume(self, exchange: Exchange, undone: list[Demand]) -> None:
         exchange.drain()  # accounts that were not in the journal; they are in its snapshot
-        exchange.new_epoch()
+        if self._began:
+            exchange.new_epoch()
+        self._switches.keep({key for account in exchange.ledger.accounts.values() for key in account.open_orders})
+        demands = undone + self._group.demands
         self._exchange, self._group, self._unsaved = exchange, Group(), 0
-        for reader, message in self._readers.refresh():
-            reader.send(message)
+        for letter in self._readers.refresh():
+            self._readers.send(letter)
+        for demand in demands:
+            self._demand(demand)
         logger.warning("orders are available again")
-
-    def _fail(self, group: Group, error: RequestError) -> None:
-        for client, request, time_in, answers, _ in group.done:
-            if client is not None and answers:
-                client.refuse(request, time_in, error)
-
-    async def _save(self) -> None:
-        """Write a snapshot, so that recovery is short."""
-        assert self._exchange is not None
-        await self._journal.snapshot(self._exchange.ledger.snapshot())
-        self._unsaved = 0
 
     async def _finish(self) -> None:
         try:
             if self._exchange is not None:
-                await self._write(self._take())
-                if self._unsaved:
-                    await self._save()
+                self._note()  # a defect may have ended us amid a command, and the snapshot has what that did
+                await self._write(self._take(0))
         except JournalError as error:
             logger.error("the journal ends without a snapshot: %s", error)
         await self._journal.aclose()
@@ -329,11 +335,14 @@ class Gateway:
 
     def _enqueue(self, client: Client, request: Request, time_in: str, work: Work) -> None:
         if self._exchange is None:
-            raise RequestError("EService:Unavailable", Code.UNAVAILABLE, retry_after_ms=1000)
+            raise _unavailable()
         if len(self._queue) + len(self._underway) >= QUEUE_DEPTH:
             raise RequestError("EService:Busy", Code.BUSY, retry_after_ms=100)
 
-        def command(exchange: Exchange) -> None:
+        def command(exchange: Exchange | None) -> None:
+            if exchange is None:
+                client.refuse(request, time_in, _unavailable())
+                return
             self._counts["requests"] += 1
             try:
                 answers = work(exchange)
@@ -343,9 +352,11 @@ class Gateway:
 
         self._schedule(client, command)
 
-    def _schedule(self, client: Client, command: Callable[[Exchange], None]) -> None:
+    def _schedule(self, client: Client, command: Command) -> None:
         """Have a command of a client done after those that it has sent before."""
-        if self._latency is None:
+        if self._exchange is None:  # they have all been refused
+            command(None)
+        elif self._latency is None:
             self._queue.append(command)
         else:
             due = max(trio.current_time() + self._latency.delay_s(), self._arrivals.get(client, 0.0))
@@ -363,18 +374,25 @@ class Gateway:
 
     def mark(self, marker: Marker) -> None:
         """Take in a marker of the feed, already in the history."""
-        if self._exchange is None:
-            return
-        if marker.kind == "epoch":
-            self._exchange.new_epoch()
-        elif marker.kind == "end":
-            self._exchange.ended()
-        self._note()
+        if marker.kind == "end":
+            self._demand(Exchange.ended)
+        elif marker.kind == "epoch" and self._began:
+            self._demand(Exchange.new_epoch)
+        elif marker.kind == "epoch":  # orders of the journal return to the market, as they do after every failure
+            self._began = True
+            if self._exchange is not None:
+                self._exchange.new_epoch()
 
     def _cancel(self, account: str, reason: str, keys: frozenset[int] | None) -> None:
         """A switch has fallen."""
+        self._demand(lambda exchange: exchange.cancel_all(account, reason, keys))
+
+    def _demand(self, demand: Demand) -> None:
+        """Do what nobody has asked for: now, or as soon as the exchange is back."""
+        if demand not in self._group.demands:  # a tape that loops has epochs without end, and one ends everything
+            self._group.demands.append(demand)
         if self._exchange is not None:
-            self._exchange.cancel_all(account, reason, keys)
+            demand(self._exchange)
             self._note()
 
     def _note(self) -> None:
@@ -392,31 +410,6 @@ class Gateway:
                 self._group.tell(letters)
                 self._work.set()
 
-    # Who the caller is
-
-    def account(self, caller: Client, token: str | UnsetType, scope: Scope) -> str:
-        """See :meth:`ticker.orders.callers.Callers.account`."""
-        return self._callers.account(caller, token, scope)
-
-    # Switches
-
-    def placed(self, caller: Client, order: Order) -> None:
-        """An order came from this connection."""
-        if caller in self._connections:
-            self._connections[caller][1].add(order.key)
-
-    def cancel_after(self, account: str, timeout_s: float) -> None:
-        """Set the dead man's switch of an account."""
-        self._switches.set_dead_man(account, timeout_s)
-
-    def cancel_on_disconnect(self, caller: Client, account: str, grace_s: float | None) -> None:
-        """Have the orders that a connection enters from now on end when it is lost, or not (None)."""
-        if grace_s is None:
-            self._connections.pop(caller, None)
-        else:
-            _, keys = self._connections.get(caller, (0.0, set()))
-            self._connections[caller] = grace_s, keys
-
     # Private channels
 
     def subscribe(self, client: Client, request: Request, time_in: str) -> None:
@@ -426,7 +419,7 @@ class Gateway:
             RequestError: It may not, or is subscribed already.
         """
         params = params_of(request, PrivateParams)
-        account = self.account(client, params.token, "read")
+        account = self._callers.account(client, params.token, "read")
         interest = Interest(params.snap_trades, params.snap_orders, params.order_status, params.snapshot)
         resume = None if params.resume is UNSET or not client.native else params.resume
         self._readers.check(client, params.channel)
@@ -440,7 +433,8 @@ class Gateway:
                 ext["recovered"] = recovered
             answer = Answer(params.accepted, ext=ext)
             letters = [Letter(client, message) for message in messages]
-            self._group.done.append(Done(client, request, time_in, [answer], letters))
+            undo = partial(self._readers.discard, client, params.channel)
+            self._group.done.append(Done(client, request, time_in, [answer], letters, undo))
             return []
 
         self._enqueue(client, request, time_in, work)
@@ -463,15 +457,15 @@ class Gateway:
         """Forget a client whose connection has ended; ``clean`` if it said goodbye."""
         self._readers.forget(client)
         account = self._callers.forget(client)
-        if account is not None:  # what it has sent before may still be on its way
-            self._schedule(client, lambda exchange: self._lost(client, account, clean=clean))
+        if account is not None:
+            if not clean:
+                self._switches.leaving(account, client)
+            self._schedule(client, lambda exchange: self._lost(client, account))  # after what it has sent before
         self._arrivals.pop(client, None)
 
-    def _lost(self, client: Client, account: str, *, clean: bool) -> None:
+    def _lost(self, client: Client, account: str) -> None:
         self._readers.forget(client)
-        grace, keys = self._connections.pop(client, (0.0, set()))
-        if keys and not clean:
-            self._switches.lost(account, client, grace, frozenset(keys))
+        self._switches.lost(account, client)
 
     @property
     def durability(self) -> str:
@@ -489,3 +483,7 @@ class Gateway:
             open_orders=sum(len(account.open_orders) for account in accounts),
             **self._counts,
         )
+
+
+def _unavailable() -> RequestError:
+    return RequestError("EService:Unavailable", Code.UNAVAILABLE, retry_after_ms=1000)

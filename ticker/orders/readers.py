@@ -8,11 +8,12 @@ here and sent by somebody else, once what they tell is on disk.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final, NamedTuple
 
 import msgspec
 
+from feeds.errors import UnknownSymbolError
 from feeds.records import MISSING
 from ticker.errors import Code, RequestError
 from ticker.history import History
@@ -33,7 +34,7 @@ class PrivateMessage(Message, frozen=True, kw_only=True):
     """A message of a private channel.
 
     Attributes:
-        sequence: Contiguous: of executions by account, of the others by subscription.
+        sequence: Contiguous: of executions by account, of the others by subscription, from when they are sent.
         epoch: Native profile, in snapshots: what the numbers belong to.
     """
 
@@ -61,7 +62,7 @@ class Letter(NamedTuple):
     """A message on its way to a reader."""
 
     reader: Client
-    message: Message
+    message: PrivateMessage
 
 
 class Readers:
@@ -82,7 +83,7 @@ class Readers:
         self._readers: dict[str, dict[str, dict[Client, Interest]]] = {}  # by account and channel, where there are any
         self._channels: dict[Client, dict[str, str]] = {}
         self._sequences: dict[tuple[Client, str], int] = {}
-        self._marks: dict[tuple[str, str], int] = {}
+        self._marks: dict[Client, dict[str, int]] = {}  # the prices at which readers were told positions, by symbol
 
     def read(self, ledger: Ledger, epoch: str) -> None:
         """Print from another ledger from now on."""
@@ -114,26 +115,34 @@ class Readers:
         Raises:
             RequestError: It does not read it.
         """
+        if channel not in self._channels.get(reader, {}):
+            raise RequestError("Subscription Not Found", Code.NOT_SUBSCRIBED)
+        self.discard(reader, channel)
+
+    def discard(self, reader: Client, channel: str) -> None:
+        """Stop telling somebody about a channel, if it reads it."""
         account = self._channels.get(reader, {}).pop(channel, None)
         if account is None:
-            raise RequestError("Subscription Not Found", Code.NOT_SUBSCRIBED)
+            return
         channels = self._readers[account]
         del channels[channel][reader]
         if not any(channels.values()):
             del self._readers[account]
         self._sequences.pop((reader, channel), None)
+        if channel == "positions":
+            self._marks.pop(reader, None)
 
     def forget(self, reader: Client) -> None:
         """Stop telling somebody anything."""
         for channel in list(self._channels.get(reader, {})):
-            self.remove(reader, channel)
+            self.discard(reader, channel)
         self._channels.pop(reader, None)
 
     # What a newcomer is told
 
     def opening(
         self, reader: Client, account: str, channel: str, interest: Interest, resume: Resume | None
-    ) -> tuple[list[Message], bool]:
+    ) -> tuple[list[PrivateMessage], bool]:
         """Return what somebody who begins to read is told first, and whether that is exactly what it missed."""
         if channel == "executions" and resume is not None and resume.epoch == self.epoch:
             missed = self._ledger.recent(account, resume.after) if isinstance(resume.after, int) else None
@@ -141,8 +150,8 @@ class Readers:
                 return [self._executed(report, native=reader.native) for report in missed], True
         return [self._opening(reader, account, channel, interest)], False
 
-    def _snapshot(self, account: str, channel: str, interest: Interest, *, native: bool) -> list[Row]:
-        ledger, ts = self._ledger, self._history.ts
+    def _snapshot(self, reader: Client, account: str, channel: str, interest: Interest) -> list[Row]:
+        ledger, ts, native = self._ledger, self._history.ts, reader.native
         if channel == "executions":
             reports = ledger.last_fills(account) if interest.trades else []
             reports = reports + (present(ledger.open_orders(account), ts) if interest.orders else [])
@@ -152,7 +161,7 @@ class Readers:
         state = ledger.accounts[account]
         if channel == "balances":
             return [self._printer.balance(asset, state, native=native) for asset in state.balances]
-        return [self._position_row(account, symbol) for symbol in state.positions]
+        return self._position_rows(reader, account, state.positions)
 
     # What everybody is told
 
@@ -168,14 +177,14 @@ class Readers:
         return letters
 
     def _of_execution(self, report: Report) -> Iterator[Letter]:
-        messages: dict[bool, Message] = {}
+        messages: dict[bool, PrivateMessage] = {}
         for reader, interest in self._readers[report.account].get("executions", {}).items():
             if interest.every_status or report.exec_type in MILESTONES:
                 if reader.native not in messages:
                     messages[reader.native] = self._executed(report, native=reader.native)
                 yield Letter(reader, messages[reader.native])
 
-    def _executed(self, report: Report, *, native: bool) -> Message:
+    def _executed(self, report: Report, *, native: bool) -> PrivateMessage:
         row = self._printer.execution(report, native=native)
         return PrivateMessage(channel="executions", type="update", data=[row], sequence=report.sequence)
 
@@ -194,17 +203,25 @@ class Readers:
         listed = self._ledger.listed
         return list(dict.fromkeys(asset for s in symbols for asset in (listed[s].base, listed[s].quote)))
 
-    def _of_positions(self, account: str, symbols: Iterable[str]) -> list[Letter]:
-        readers = self._readers[account].get("positions")
-        if not readers:
-            return []
-        rows = [self._position_row(account, symbol) for symbol in symbols]
-        return [self._update(reader, "positions", rows) for reader in readers if rows]
+    def _of_positions(self, account: str, symbols: Collection[str]) -> list[Letter]:
+        readers = self._readers[account].get("positions", {}) if symbols else {}
+        return [self._update(reader, "positions", self._position_rows(reader, account, symbols)) for reader in readers]
 
     def _update(self, reader: Client, channel: str, rows: list[Row]) -> Letter:
-        self._sequences[reader, channel] += 1
-        sequence = self._sequences[reader, channel]
-        return Letter(reader, PrivateMessage(channel=channel, type="update", data=rows, sequence=sequence))
+        return Letter(reader, PrivateMessage(channel=channel, type="update", data=rows, sequence=0))
+
+    def send(self, letter: Letter) -> None:
+        """Send a letter, unless its reader has left the channel since it was written.
+
+        What is numbered by subscription gets its number here: a letter that is dropped with its group has none.
+        """
+        reader, message = letter
+        if message.channel not in self._channels.get(reader, {}):
+            return
+        if message.channel != "executions":
+            number = self._sequences[reader, message.channel] = self._sequences.get((reader, message.channel), 0) + 1
+            message = msgspec.structs.replace(message, sequence=number)
+        reader.send(message)
 
     def refresh(self) -> list[Letter]:
         """Return a snapshot for every reader: what it was told may not be so."""
@@ -219,34 +236,31 @@ class Readers:
         """Return what readers of positions are told of those whose price has changed since they were told last."""
         letters: list[Letter] = []
         for account, channels in self._readers.items():
-            readers = channels.get("positions")
-            if not readers:
-                continue
-            positions = self._ledger.accounts[account].positions.items()
-            rows = [
-                self._position_row(account, symbol)
-                for symbol, position in positions
-                if position.qty and self._mark(symbol) != self._marks.get((account, symbol))
-            ]
-            letters += [self._update(reader, "positions", rows) for reader in readers if rows]
+            for reader in channels.get("positions", {}):
+                positions, told = self._ledger.accounts[account].positions, self._marks.get(reader, {})
+                symbols = [s for s, position in positions.items() if position.qty and self._mark(s) != told.get(s)]
+                if symbols:
+                    letters.append(self._update(reader, "positions", self._position_rows(reader, account, symbols)))
         return letters
 
-    def _position_row(self, account: str, symbol: str) -> Row:
-        mark = self._mark(symbol)
-        if mark is not None:
-            self._marks[account, symbol] = mark
-        position = self._ledger.accounts[account].positions[symbol]
-        return self._printer.position(symbol, position, mark, self._history.ts)
+    def _position_rows(self, reader: Client, account: str, symbols: Iterable[str]) -> list[Row]:
+        """Return what one reader is told of positions, and remember at which prices."""
+        positions, ts = self._ledger.accounts[account].positions, self._history.ts
+        marks = {symbol: self._mark(symbol) for symbol in symbols}
+        told = self._marks.setdefault(reader, {})
+        told |= {symbol: mark for symbol, mark in marks.items() if mark is not None}
+        return [self._printer.position(symbol, positions[symbol], mark, ts) for symbol, mark in marks.items()]
 
     def _mark(self, symbol: str) -> int | None:
-        last = int(self._history.day.last_px[self._history.instruments.id_of(symbol)])
+        try:
+            instrument = self._history.instruments.id_of(symbol)
+        except UnknownSymbolError:  # the journal may know positions that this market has no prices of
+            return None
+        last = int(self._history.day.last_px[instrument])
         return None if last == MISSING else last
 
-    def _opening(self, reader: Client, account: str, channel: str, interest: Interest) -> Message:
-        rows = self._snapshot(account, channel, interest, native=reader.native)
-        if channel == "executions":
-            sequence = self._ledger.accounts[account].reports
-        else:
-            sequence = self._sequences[reader, channel] = self._sequences.get((reader, channel), 0) + 1
+    def _opening(self, reader: Client, account: str, channel: str, interest: Interest) -> PrivateMessage:
+        rows = self._snapshot(reader, account, channel, interest)
+        sequence = self._ledger.accounts[account].reports if channel == "executions" else 0
         epoch = self.epoch if reader.native else msgspec.UNSET
         return PrivateMessage(channel=channel, type="snapshot", data=rows, sequence=sequence, epoch=epoch)
