@@ -13,6 +13,7 @@ import trio.testing
 
 from feeds.book import Books
 from feeds.errors import FeedError
+from feeds.instruments import Instrument
 from feeds.records import BUY, CLEAR, GAP, LAST, MISSING, SELL, SNAPSHOT, Batch, Levels, Marker, Quotes, Trades
 from feeds.replay import ReplayFeed
 from feeds.store import open_recording
@@ -55,9 +56,9 @@ class Relayed:
 
 
 @asynccontextmanager
-async def relayed(*symbols):
-    """Relay a market of which BTC/USD and ETHUSDT have a book, and nothing else."""
-    async with open_house(ScriptedFeed(INSTRUMENTS), tcp=True) as house:
+async def relayed(*symbols, instruments=INSTRUMENTS):
+    """Relay a market, by default one of which BTC/USD and ETHUSDT have a book, and nothing else."""
+    async with open_house(ScriptedFeed(instruments), tcp=True) as house:
         feed = await open_relay(RelayOptions(url=url_of(house), symbols=symbols))
         send, receive = trio.open_memory_channel(1000)
         async with trio.open_nursery() as nursery:
@@ -133,6 +134,21 @@ async def test_only_the_symbols_that_were_asked_for_come(autojump_clock):
         got = await relay.after(tape.trades((1, BUY, 2, 2)))
         assert got.trades.price.tolist() == [2]
         assert got.trades.instrument.tolist() == [0]
+
+
+async def test_names_of_any_kind_are_served_and_relayed(autojump_clock):
+    """A per cent sign or a quotation mark in a symbol ended the server."""
+    names = ("50% OFF", 'A"B', "A\\B", "UD:1V: GN 2912", "BTC-28JUN24-70000.5-C", "币安人生USDT")
+    odd = [Instrument(symbol=name, base=name, quote="", price_precision=1, qty_precision=8) for name in names]
+    async with relayed(instruments=odd) as relay:
+        assert [i.symbol for i in relay.feed.instruments] == list(names)
+        tape = Tape()
+        for who in range(len(names)):
+            assert (await relay.after(tape.trades((who, BUY, 1001, 7)))).trades.instrument.tolist() == [who]
+            assert (await relay.after(tape.quotes((who, 999, 5, 1010, 6)))).quotes.instrument.tolist() == [who]
+            sent = tape.levels(who, (BUY, 999, 5), snapshot=True)
+            assert set((await relay.after(sent)).levels.instrument.tolist()) == {who}
+        assert relay.feed.statistics().holes == 0
 
 
 # --- losses
