@@ -459,9 +459,11 @@ async def test_a_defect_in_a_replay_costs_nobody_else_anything(folder, caplog, m
             assert (await row(peer, "stopped"))["error"] == "internal error"
         with monkeypatch.context() as patch:
             patch.setattr("ticker.library.Library.open", lambda *_: 1 / 0)
+            patch.setattr("ticker.library.Library.names", lambda *_: 1 / 0)
             assert code(await ask(peer, "replay_start", source="day1", session="desk2")) == "UNAVAILABLE"
+            assert code(await ask(peer, "replay_sources")) == "UNAVAILABLE"
         await start(peer)
-        assert len(caplog.records) == 2
+        assert len(caplog.records) == 3
         caplog.clear()
 
 

@@ -14,7 +14,7 @@ import math
 import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Annotated, Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol, TypeVar
 
 import msgspec
 import trio
@@ -38,6 +38,8 @@ from ticker.market import Publication
 from ticker.prints import ROW_BYTES
 from ticker.selection import Selection
 from ticker.wire import Instant, ReplayAction, instant_ns
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -319,7 +321,7 @@ class Replays:
         Raises:
             RequestError: Too many wait.
         """
-        self._do(partial(self._list, answer, refuse))
+        self._do(self._names, answer, refuse)
 
     def ask(self, wish: Wish, welcome: Callable[[Replay], None], refuse: Callable[[RequestError], None]) -> None:
         """Ask for a replay: for the one of that name, or a new one.
@@ -332,11 +334,21 @@ class Replays:
         Raises:
             RequestError: Too many wait for theirs.
         """
-        self._do(partial(self._admit, wish, welcome, refuse))
 
-    def _do(self, job: Callable[[trio.Nursery], Awaitable[None]]) -> None:
+        def let_in(replay: Replay) -> None:
+            welcome(replay)
+            replay.linger()
+
+        self._do(partial(self._found, wish), let_in, refuse)
+
+    def _do(
+        self,
+        work: Callable[[trio.Nursery], Awaitable[T]],
+        answer: Callable[[T], None],
+        refuse: Callable[[RequestError], None],
+    ) -> None:
         try:
-            self._jobs.send_nowait(job)
+            self._jobs.send_nowait(partial(_answered, work, answer, refuse))
         except trio.WouldBlock:
             raise RequestError("EService:Busy", Code.BUSY) from None
 
@@ -346,33 +358,8 @@ class Replays:
             async for job in self._todo:
                 await job(nursery)
 
-    async def _list(
-        self, answer: Callable[[list[str]], None], refuse: Callable[[RequestError], None], nursery: trio.Nursery
-    ) -> None:
-        try:
-            names = await trio.to_thread.run_sync(self._library.names)
-        except RequestError as error:
-            refuse(error)
-        else:
-            answer(names)
-
-    async def _admit(
-        self,
-        wish: Wish,
-        welcome: Callable[[Replay], None],
-        refuse: Callable[[RequestError], None],
-        nursery: trio.Nursery,
-    ) -> None:
-        try:
-            replay = await self._found(wish, nursery)
-        except RequestError as error:
-            refuse(error)
-        except Exception:  # one file must not end the server
-            logger.exception("%s could not be opened for a replay", wish.source)
-            refuse(RequestError("internal error", Code.UNAVAILABLE))
-        else:
-            welcome(replay)
-            replay.linger()
+    async def _names(self, nursery: trio.Nursery) -> list[str]:
+        return await trio.to_thread.run_sync(self._library.names)
 
     async def _found(self, wish: Wish, nursery: trio.Nursery) -> Replay:
         replay = self._replays.get(wish.session)
@@ -424,3 +411,21 @@ class Replays:
         running = [replay.standing() for replay in self._replays.values()]
         rows = self._rows + sum(row["rows"] for row in running)
         return ReplaysStatistics(begun=self._begun, rows=rows, running=running)
+
+
+async def _answered(
+    work: Callable[[trio.Nursery], Awaitable[T]],
+    answer: Callable[[T], None],
+    refuse: Callable[[RequestError], None],
+    nursery: trio.Nursery,
+) -> None:
+    """Do what a client waits for, and tell it how that went."""
+    try:
+        result = await work(nursery)
+    except RequestError as error:
+        refuse(error)
+    except Exception:  # one file must not end the server
+        logger.exception("what a client wanted to replay was not to be had")
+        refuse(RequestError("internal error", Code.UNAVAILABLE))
+    else:
+        answer(result)
