@@ -173,6 +173,27 @@ async def test_many_symbols_go_in_requests_that_a_server_takes(autojump_clock):
         assert house.market.broadcaster.statistics().subscriptions == 1
 
 
+async def test_a_request_resumes_its_own_symbols_and_no_others(opened, fake):
+    names = [f"{n:060d}/USD" for n in range(500)]
+    after = {name: 2**62 + n for n, name in enumerate(names)}
+    replies = []
+
+    async def subscribe():
+        replies.extend(await opened.subscribe("book", names, resume={"epoch": "e", "after": after}))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(subscribe)
+        while len(replies) < len(names):
+            await trio.testing.wait_all_tasks_blocked()
+            request = fake.sent[-1]
+            asked = request["params"]["symbol"]
+            assert request["params"]["resume"] == {"epoch": "e", "after": {name: after[name] for name in asked}}
+            assert len(msgspec.json.encode(request)) < 16 * 1024
+            fake.say(*({"method": "subscribe", "success": True, "req_id": request["req_id"]} for _ in asked))
+            await trio.testing.wait_all_tasks_blocked()
+    assert [name for request in fake.sent for name in request["params"]["symbol"]] == names
+
+
 async def test_a_request_without_a_reply_does_not_wait_for_ever(opened, autojump_clock):
     with pytest.raises(ConnectionLost, match="no reply to ping within 10 s"):
         await opened.request("ping")

@@ -178,6 +178,22 @@ async def test_after_a_lost_connection_exactly_what_was_missed_comes(autojump_cl
         assert (told.connections, told.holes, told.missing) == (2, 0, 0)
 
 
+async def test_a_relay_of_many_symbols_comes_back(autojump_clock):
+    """Each request once resumed all symbols, and from a thousand on the server refused it as too long, for ever."""
+    names = [f"S{n:04d}/USD" for n in range(1500)]
+    many = [Instrument(symbol=name, base=name[:-4], quote="USD", price_precision=1, qty_precision=8) for name in names]
+    tape = Tape()
+    async with relayed(instruments=many) as relay:
+        await relay.after(tape.trades((1499, BUY, 1, 1)))
+        (session,) = relay.house.server.sessions.values()
+        session.end(4008, "slow")
+        await relay.house.wait_empty()
+        await relay.house.feed.tell(tape.trades((1499, BUY, 2, 1)))
+        assert (await relay.next()).trades.price.tolist() == [2]
+        told = relay.feed.statistics()
+        assert (told.connections, told.holes) == (2, 0)
+
+
 async def test_after_too_long_an_absence_what_is_missing_is_counted_and_flagged(autojump_clock):
     tape = Tape()
     async with relayed() as relay:

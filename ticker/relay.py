@@ -55,13 +55,13 @@ from ticker.client.connection import (
     FINAL_CLOSE_CODES,
     LONGEST_ABSENCE_S,
     SILENCE_S,
-    SYMBOLS_PER_REQUEST,
     Connection,
     ConnectionLost,
     ConnectionRefused,
     Message,
     distinct,
     open_connection,
+    portions,
 )
 
 TableT = TypeVar("TableT", bound=Table)
@@ -355,7 +355,7 @@ class RelayFeed:
         """Ask for a snapshot of the books that are not right."""
         now = trio.current_time()
         due = [symbol for symbol in self._ask_again if now - self._asked_at.get(symbol, -RESYNC_S) >= RESYNC_S]
-        due = due[:SYMBOLS_PER_REQUEST]  # the others with the next message
+        due = next(portions(due), [])  # the others with the next message
         for symbol in due:
             del self._ask_again[symbol]
             self._asked_at[symbol] = now

@@ -43,8 +43,8 @@ SILENCE_S: Final = 10.0
 MAX_UNREAD: Final = 50_000
 #: Items of a stream that may wait for their reader; beyond that the server is not read from and sends newer values.
 STREAM_BUFFER: Final = 256
-#: Symbols in one request: a server reads messages of at most 16 KiB.
-SYMBOLS_PER_REQUEST: Final = 200
+#: What symbols may take of one request: a server reads messages of at most 16 KiB.
+SYMBOLS_BYTES: Final = 12 * 1024
 #: The snapshot of the ``instrument`` channel has some 350 bytes per pair, so thousands of pairs pass the usual 1 MiB.
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 #: A server that announces a longer stop is tried after this long all the same.
@@ -151,7 +151,7 @@ class Connection:
         Args:
             channel: "ticker", "trade", "book", ...
             symbols: At least one; they are sent in as many requests as it takes.
-            params: Further parameters of the channel.
+            params: Further parameters of the channel; of ``resume`` each request has what is of its own symbols.
 
         Returns:
             One reply per symbol; those that were refused have ``success`` False, an ``error`` and their ``symbol``.
@@ -161,10 +161,10 @@ class Connection:
             ConnectionLost: As :meth:`request`.
         """
         replies: list[Message] = []
-        names = list(dict.fromkeys(symbols))
-        for start in range(0, len(names), SYMBOLS_PER_REQUEST):
-            part = names[start : start + SYMBOLS_PER_REQUEST]
+        for part in portions(dict.fromkeys(symbols)):
             wish = {"channel": channel, "symbol": part, **params}
+            if isinstance(after := params.get("resume", {}).get("after"), dict):
+                wish["resume"] = {**params["resume"], "after": {name: after[name] for name in part if name in after}}
             replies += await self._exchange("subscribe", wish, len(part))
         return replies
 
@@ -514,6 +514,21 @@ async def _subscribe(connection: Connection, wish: Subscription) -> list[str]:
         symbols = tuple(pair["symbol"] for pair in distinct(await connection.pairs()))
     replies = await connection.subscribe(wish.channel, symbols, **wish.params)
     return [str(reply.get("error")) for reply in replies if not reply.get("success")]
+
+
+def portions(symbols: Iterable[str]) -> Iterator[list[str]]:
+    """Yield symbols in as few lists as it takes for each to fit into a request, also with a position for each."""
+    part: list[str] = []
+    room = SYMBOLS_BYTES
+    for name in symbols:
+        size = 2 * len(msgspec.json.encode(name)) + len(f",,:{2**63}")
+        if part and size > room:
+            yield part
+            part, room = [], SYMBOLS_BYTES
+        part.append(name)
+        room -= size
+    if part:
+        yield part
 
 
 def distinct(pairs: Iterable[Message]) -> list[Message]:
