@@ -181,7 +181,9 @@ class Replay:
         self.market = self._published(kept, listings, fan_out)
         self._linger_s = options.linger_s
         self._life = trio.CancelScope()
-        self._patience = trio.CancelScope()  # of the present wait for slow readers; a stopped tape has none
+        self._patience = (
+            trio.CancelScope()
+        )  # of the present wait for slow readers; one that is to be elsewhere has none
 
     def _published(self, history: History, listings: Listings, fan_out: FanOut | None) -> Publication:
         return Publication(
@@ -220,7 +222,7 @@ class Replay:
     def perform(self, wish: ReplayAction) -> None:
         """Do with the tape what a member asks for; as :func:`ticker.control.perform`."""
         perform(self.market, wish)
-        if self.playback.stopped:
+        if self.playback.interrupted or not self._patient():
             self._patience.cancel()
 
     def standing(self) -> dict[str, Any]:
@@ -263,7 +265,7 @@ class Replay:
         return math.isinf(self.playback.speed)
 
     async def _wait_told(self) -> None:
-        if not self.playback.stopped:
+        if not self.playback.interrupted:
             with trio.CancelScope() as self._patience:
                 await self.market.broadcaster.wait_told()
 
