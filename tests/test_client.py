@@ -27,7 +27,9 @@ from ticker.client import (
     open_connection,
     open_stream,
 )
-from ticker.client.connection import Backoff, distinct
+from ticker.client.backoff import Backoff
+from ticker.client.connection import distinct
+from ticker.client.stream import STREAM_BUFFER
 
 BOTH = ("BTC/USD", "ETH/USD")
 
@@ -524,10 +526,10 @@ async def test_leaving_a_stream_leaves_nothing(autojump_clock):
 async def test_a_reader_that_stops_costs_a_bounded_number_of_messages(autojump_clock):
     async with open_house(tcp=True) as house, open_stream(url_of(house), [Subscription("trade", BOTH)]) as stream:
         await next_state(stream, "connected")
-        for _ in range(connection.STREAM_BUFFER + 50):
+        for _ in range(STREAM_BUFFER + 50):
             await house.trade()
             await trio.testing.wait_all_tasks_blocked()
-        assert stream.statistics().current_buffer_used == connection.STREAM_BUFFER
+        assert stream.statistics().current_buffer_used == STREAM_BUFFER
 
 
 # --- layers
@@ -536,5 +538,5 @@ async def test_a_reader_that_stops_costs_a_bounded_number_of_messages(autojump_c
 def test_the_client_brings_nothing_of_the_server_along():
     code = "import sys, ticker.client; print(*sorted(m for m in sys.modules if m.startswith(('ticker', 'feeds'))))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    modules = ("backoff", "connection", "remote", "replay")
+    modules = ("backoff", "connection", "remote", "replay", "stream")
     assert loaded == ["ticker", "ticker.client", *(f"ticker.client.{module}" for module in modules)]

@@ -17,7 +17,6 @@ It must not know of the server side of this package.
 from __future__ import annotations
 
 import logging
-import random
 import re
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
@@ -50,11 +49,7 @@ from feeds.records import (
     Table,
     Trades,
 )
-from ticker.client.backoff import Backoff
 from ticker.client.connection import (
-    FINAL_CLOSE_CODES,
-    LONGEST_ABSENCE_S,
-    SILENCE_S,
     Connection,
     ConnectionLost,
     ConnectionRefused,
@@ -63,6 +58,7 @@ from ticker.client.connection import (
     open_connection,
     portions,
 )
+from ticker.client.stream import persist
 
 TableT = TypeVar("TableT", bound=Table)
 
@@ -241,24 +237,18 @@ class RelayFeed:
         """
         self._forget()
         await out.send(self._marker("epoch", f"{self.url} is relayed"))
-        backoff = Backoff(random.Random())
-        while True:
-            started, away_s = trio.current_time(), 0.0
-            try:
-                async with open_connection(self.url, subprotocols=(NATIVE,)) as connection:
-                    await self._follow(connection, out)
-                    break
-            except ConnectionRefused as error:
-                why = str(error)
-            except ConnectionLost as error:
-                why, away_s = str(error), min(error.retry_after_s, LONGEST_ABSENCE_S)
-                if error.code in FINAL_CLOSE_CODES:
-                    raise FeedError(why) from None
-            if trio.current_time() - started > Backoff.LIMIT_S:
-                backoff.reset()
-            delay = max(backoff.next(), away_s)
+
+        async def visit() -> None:
+            async with open_connection(self.url, subprotocols=(NATIVE,)) as connection:
+                await self._follow(connection, out)
+
+        async def lost(why: str, delay: float) -> None:
             logger.warning("relay: %s; trying again in %.1f s", why, delay)
-            await trio.sleep(delay)
+
+        try:
+            await persist(visit, lost)
+        except ConnectionLost as error:
+            raise FeedError(str(error)) from None
         await out.send(self._marker("end", "the server's feed has ended"))
 
     def _marker(self, kind: Any, reason: str) -> Marker:  # noqa: ANN401 - a Literal
@@ -280,10 +270,7 @@ class RelayFeed:
         self._counts["connections"] += 1
         ended = False
         while True:
-            with trio.move_on_after(SILENCE_S) as silence:
-                message = await connection.receive()
-            if silence.cancelled_caught:
-                raise ConnectionLost(f"{self.url}: nothing came for {SILENCE_S:.0f} s, not even a heartbeat")
+            message = await connection.receive_in_time()
             if message.get("channel") == "heartbeat":
                 before, ended = ended, _says_ended(message)
                 if before and ended:  # and nothing came between the two

@@ -28,13 +28,11 @@ from ticker.client.connection import (
     ConnectionLost,
     ConnectionRefused,
     Message,
-    StateChange,
-    Subscription,
     distinct,
     open_connection,
-    open_stream,
 )
 from ticker.client.remote import Remote
+from ticker.client.stream import StateChange, Subscription, open_stream
 from ticker.deck import Deck, status_line
 from ticker.errors import ConfigError
 from ticker.keys import single_keys
