@@ -261,11 +261,34 @@ async def test_messages_before_the_end_are_still_returned(opened, fake):
         assert caught.value.code == 4008
 
 
-@pytest.mark.parametrize("text", ["", "hello", "[1, 2]", "12", '{"a":'])
+@pytest.mark.parametrize("text", ["", "hello", "[1, 2]", "12", '{"a":', "null", '"method"', "[" * 10_000])
 async def test_a_server_that_does_not_speak_json_objects(opened, fake, text):
     fake.say_text(text)
     with pytest.raises(ConnectionLost, match="is this a ticker server"):
         await opened.receive()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"channel": "instrument", "type": "update"},
+        {"channel": "instrument", "data": {"pairs": [{"symbol": "BTC/USD"}]}},
+        {"channel": "replay", "data": []},
+        {"channel": "replay", "data": [5]},
+        {"channel": "status", "data": [{"reconnect_after_ms": None}]},
+        {"channel": "status", "data": {}},
+        {"method": "x", "req_id": [1]},
+        {"method": "x", "ext": 5},
+        {"method": "x", "ext": {"dtype": [["a", "?"]]}},
+        {"method": "x", "ext": {"dtype": 5, "listing": 1}, "result": {"channel": "trade", "symbol": "A"}},
+        {"method": "x", "ext": {"dtype": [[1]], "listing": {}}, "result": {"channel": "trade", "symbol": "A"}},
+    ],
+)
+async def test_a_message_that_lacks_something_ends_the_connection(opened, fake, message):
+    fake.say(message)
+    for waiting in (opened.receive, opened.pairs):
+        with pytest.raises(ConnectionLost, match=r"not of this protocol .* is this a ticker server"):
+            await waiting()
 
 
 async def test_records_without_an_acknowledgement_that_describes_them_end_the_connection(opened, fake):

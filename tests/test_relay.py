@@ -19,6 +19,7 @@ from feeds.replay import ReplayFeed
 from feeds.store import open_recording
 from tests.scripted import INSTRUMENTS, START_NS, Tape
 from tests.serving import ScriptedFeed, open_house
+from ticker.client import ConnectionLost
 from ticker.relay import RelayFeed, RelayOptions, instruments_of, open_relay, units
 
 RECORDINGS = Path(__file__).parents[2] / "shared" / "data" / "recordings"
@@ -325,6 +326,64 @@ def test_a_hole_in_the_positions_is_counted_and_flagged(second, missing):
     assert all(bool(flags & GAP) == (missing > 0 and at == 0) for at, flags in enumerate(rows))
     told = feed.statistics()
     assert (told.missing, told.holes) == (missing, int(missing > 0))
+
+
+def without(message, key):
+    return {name: value for name, value in message.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        without(trade_message(1, 2), "type"),
+        {**trade_message(1, 2), "data": 5},
+        {**trade_message(1, 2), "data": [5]},
+        {**trade_message(1, 2), "data": [{}]},
+        {**trade_message(1, 2), "data": [{"symbol": []}]},
+        {**trade_message(1, 2), "pos": {"epoch": "e"}},
+        {**trade_message(1, 2), "pos": 7},
+        *(
+            {**trade_message(1, 2), "data": [{**trade_message(1, 2)["data"][0], key: value}]}
+            for key, value in (("price", "x"), ("price", None), ("qty", {}), ("side", []), ("timestamp", "noon"))
+        ),
+        {"channel": "book", "type": "update", "data": [{"symbol": "BTC/USD", "bids": [{}]}]},
+        {"channel": "ticker", "type": "update", "data": [{"symbol": "BTC/USD", "bid": 1}]},
+    ],
+)
+def test_a_message_that_lacks_something_ends_the_connection_and_nothing_is_resumed_behind_it(message):
+    feed = feed_of()
+    list(feed._understood(trade_message(0, 1)))
+    with pytest.raises(ConnectionLost, match="not of this protocol"):
+        feed._understood(message)
+    assert not any(feed._positions.values())
+
+
+async def test_after_a_message_that_lacks_something_a_gap_is_told(autojump_clock, monkeypatch):
+    tape = Tape()
+    async with relayed() as relay:
+        await relay.after(tape.trades((0, BUY, 1, 1)))
+        with monkeypatch.context() as patch:
+            patch.setattr("ticker.codec.rfc3339", lambda _: "noon")
+            await relay.house.feed.tell(tape.trades((0, BUY, 2, 1)))
+            await relay.house.wait_empty()
+        assert (await relay.next()).kind == "gap"
+        got = await relay.after(tape.trades((0, BUY, 3, 1)))
+        while not len(got.trades):  # the ticker begins with a snapshot
+            got = await relay.next()
+        assert got.trades.price.tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"price_precision": 10**9}, {"qty_precision": "8"}, {"qty_min": None}, {"price_increment": "x"}]
+)
+def test_a_pair_that_is_none_is_said(changes):
+    pair = {
+        "symbol": "A/B", "base": "A", "quote": "B", "price_precision": 1, "qty_precision": 8,
+        "price_increment": Decimal("0.1"), "qty_increment": 1, "qty_min": 1,
+    }  # fmt: skip
+    assert instruments_of([pair], ())[0].symbol == "A/B"
+    with pytest.raises(FeedError, match=f"is no pair: .*{next(iter(changes))}"):
+        instruments_of([pair | changes], ())
 
 
 def test_a_new_epoch_is_a_marker_and_no_hole():

@@ -20,7 +20,7 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -56,6 +56,7 @@ from ticker.client.connection import (
     Message,
     distinct,
     open_connection,
+    picking_apart,
     portions,
 )
 from ticker.client.stream import persist
@@ -149,18 +150,38 @@ def instruments_of(pairs: Sequence[Message], symbols: Sequence[str]) -> Instrume
     return Instruments(_instrument(pair, listed.keys() - taken) for pair in chosen)
 
 
-def _instrument(pair: Message, others: Iterable[str]) -> Instrument:
-    price, qty = pair["price_precision"], pair["qty_precision"]
-    second = f"{pair['base']}/{pair['quote']}"
+#: An int64 has no room for more.
+_Decimals = Annotated[int, msgspec.Meta(ge=0, le=18)]
+
+
+class _Pair(msgspec.Struct):
+    """What is made use of in a pair."""
+
+    symbol: str
+    base: str
+    quote: str
+    price_precision: _Decimals
+    qty_precision: _Decimals
+    price_increment: Decimal
+    qty_increment: Decimal
+    qty_min: Decimal
+
+
+def _instrument(listed: Message, others: Iterable[str]) -> Instrument:
+    try:
+        pair = msgspec.convert(listed, _Pair)
+    except msgspec.ValidationError as error:
+        raise FeedError(f"what the server lists is no pair: {error}") from None
+    second = f"{pair.base}/{pair.quote}"
     return Instrument(
-        symbol=pair["symbol"],
-        base=pair["base"],
-        quote=pair["quote"],
-        price_precision=price,
-        qty_precision=qty,
-        price_increment=max(1, units(pair["price_increment"], price)),
-        qty_increment=max(1, units(pair["qty_increment"], qty)),
-        qty_min=max(1, units(pair["qty_min"], qty)),
+        symbol=pair.symbol,
+        base=pair.base,
+        quote=pair.quote,
+        price_precision=pair.price_precision,
+        qty_precision=pair.qty_precision,
+        price_increment=max(1, units(pair.price_increment, pair.price_precision)),
+        qty_increment=max(1, units(pair.qty_increment, pair.qty_precision)),
+        qty_min=max(1, units(pair.qty_min, pair.qty_precision)),
         aliases=(second,) if second in others else (),
     )
 
@@ -171,7 +192,7 @@ def units(value: Decimal | int, precision: int) -> int:
     Raises:
         FeedError: It has more decimals than its instrument, or is too large.
     """
-    scaled = value * 10**precision
+    scaled = Decimal(value) * 10**precision
     whole = int(scaled)
     if whole != scaled or not -MAX_UNITS <= whole <= MAX_UNITS:
         raise FeedError(f"the server sent {value}, which {precision} decimals cannot say")
@@ -181,6 +202,23 @@ def units(value: Decimal | int, precision: int) -> int:
 def _time_ns(text: str | None) -> int:
     """Return an RFC 3339 instant as int ns UTC; MISSING where there is none."""
     return MISSING if text is None else int(np.datetime64(text.removesuffix("Z"), "ns").astype(np.int64))
+
+
+class _Result(msgspec.Struct):
+    symbol: str
+
+
+class _Ext(msgspec.Struct):
+    epoch: str
+    head: int
+    recovered: bool = False
+
+
+class _Granted(msgspec.Struct):
+    """What is made use of in the acknowledgement of a subscription; only the native profile has an ``ext``."""
+
+    result: _Result
+    ext: _Ext | None = None
 
 
 class _Row(NamedTuple):
@@ -272,11 +310,12 @@ class RelayFeed:
         while True:
             message = await connection.receive_in_time()
             if message.get("channel") == "heartbeat":
-                before, ended = ended, _says_ended(message)
+                with picking_apart(self.url):
+                    before, ended = ended, _says_ended(message)
                 if before and ended:  # and nothing came between the two
                     return
                 continue
-            for event in self.events(message):
+            for event in self._understood(message):
                 ended = False
                 await out.send(event)
             await self._resync(connection)
@@ -295,16 +334,18 @@ class RelayFeed:
         for reply in await connection.subscribe(channel, list(self._ids), **params):
             if not reply.get("success"):
                 raise FeedError(f"{self.url} refused {channel}: {reply.get('error')}")
-            symbol, ext = reply["result"]["symbol"], reply.get("ext")
+            with picking_apart(self.url):
+                granted = msgspec.convert(reply, _Granted)
+            symbol, ext = granted.result.symbol, granted.ext
             if ext is None:
                 if self._counts["connections"]:
                     self._hole(channel, symbol, 0)
                 continue
-            if (marker := self._begun(ext["epoch"])) is not None:
+            if (marker := self._begun(ext.epoch)) is not None:
                 await out.send(marker)
-            resumed = resumed or bool(ext.get("recovered"))
+            resumed = resumed or ext.recovered
             if not params.get("snapshot", True):  # else the snapshot says where the stream stands
-                self._positions[channel].setdefault(symbol, ext["head"])
+                self._positions[channel].setdefault(symbol, ext.head)
         return resumed
 
     def _begun(self, epoch: str) -> Marker | None:
@@ -354,6 +395,15 @@ class RelayFeed:
             await connection.subscribe("book", due, depth=DEPTH)
 
     # Messages
+
+    def _understood(self, message: Message) -> Iterable[Event]:
+        """Return the same as :meth:`events`; what cannot be understood is missing, of whatever streams it was."""
+        try:
+            with picking_apart(self.url):
+                return self.events(message)
+        except ConnectionLost:
+            self._forget()  # so nothing is resumed behind it, and a gap is told
+            raise
 
     def events(self, message: Message) -> Iterable[Event]:
         """Return what a message says: a marker if a new epoch begins with it, and a batch if it has rows."""

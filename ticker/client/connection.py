@@ -223,22 +223,26 @@ class Connection:
 
     def _sort(self, data: str | bytes) -> None:
         """Put a message where it is waited for."""
-        message = None
-        with contextlib.suppress(msgspec.DecodeError, ValueError):
-            message = self._unpacked(data) if isinstance(data, bytes) else _decode(data)
-        if not isinstance(message, dict):
-            self._end(ConnectionLost(f"{self.url} sent something that is not a JSON object; is this a ticker server?"))
-        elif "method" in message:
+        try:
+            with picking_apart(self.url):
+                self._put(self._unpacked(data) if isinstance(data, bytes) else _decode(data))
+        except ConnectionLost as error:
+            self._end(error)
+
+    def _put(self, message: Message) -> None:
+        if "method" in message:
             self._note_records(message)
             self._replies.get(message.get("req_id", 0), []).append(message)
-        elif len(unread := self.apart.get(_session_of(message), self.unread)) >= MAX_UNREAD:
-            self._end(ConnectionLost(f"{self.url}: {MAX_UNREAD} messages came that nobody read; iterate meanwhile"))
-        else:
-            if message.get("channel") == "instrument":
-                self._pairs = message["data"]["pairs"]
-            elif message.get("channel") == "status":
-                self._away_s = message["data"][0].get("reconnect_after_ms", 0) / 1000
-            unread.append(message)
+            return
+        session, channel = _session_of(message), message.get("channel")
+        if channel == "instrument" and not session:
+            self._pairs = _pairs_of(message)
+        elif channel == "status":
+            self._away_s = float(message["data"][0].get("reconnect_after_ms", 0)) / 1000
+        unread = self.apart.get(session, self.unread)
+        if len(unread) >= MAX_UNREAD:
+            raise ConnectionLost(f"{self.url}: {MAX_UNREAD} messages came that nobody read; iterate meanwhile")
+        unread.append(message)
 
     def _note_records(self, reply: Message) -> None:
         """Note what an acknowledgement says of the records to come."""
@@ -270,10 +274,40 @@ class Connection:
         return self._lost
 
 
+@contextlib.contextmanager
+def picking_apart(url: str) -> Iterator[None]:
+    """Count a message of a server that is not as it should be as the end of the connection.
+
+    Raises:
+        ConnectionLost: Something was missing in it, or of another kind.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        text = f"{url} sent something that is not of this protocol ({error!r:.100}); is this a ticker server?"
+        raise ConnectionLost(text) from error
+
+
 def _session_of(message: Message) -> str:
     """Return the replay session that a message is of; empty if it is of none."""
-    row = message["data"][0] if message.get("channel") == "replay" else message
+    row = message
+    if message.get("channel") == "replay":
+        (row,) = message["data"]
     return str(row.get("session", ""))
+
+
+class _Pair(msgspec.Struct):
+    """What every pair has, whatever else it has."""
+
+    symbol: str
+    base: str
+    quote: str
+
+
+def _pairs_of(message: Message) -> list[Message]:
+    pairs: list[Message] = message["data"]["pairs"]
+    msgspec.convert(pairs, list[_Pair])
+    return pairs
 
 
 def _refuses_all(replies: list[Message]) -> bool:
