@@ -19,10 +19,6 @@ class UnknownSymbolError(FeedError, LookupError):
     """A symbol is not one of the instruments of this market."""
 
 
-class SymbolError(FeedError):
-    """An instrument has a name that cannot be used as one."""
-
-
 class OptionError(ValueError):
     """An option of a feed has a value that it does not allow; the text names both."""
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from feeds.errors import FeedError, SymbolError
-from feeds.instruments import Instrument, Instruments
+from feeds.errors import FeedError
+from feeds.instruments import Instrument, Instruments, SymbolError
 
 
 def named(symbol: str, *aliases: str) -> Instruments:

@@ -55,12 +55,12 @@ class Bus(trio.abc.SendChannel[Event]):
 
 
 class PatientBus(Bus):
-    """A bus whose feed waits for those who must not lose anything of a batch.
+    """A bus whose feed waits for those who must not lose anything.
 
     Args:
         on_batch: As of :class:`Bus`.
         on_marker: As of :class:`Bus`.
-        patient: After every batch: whether it is to be waited for.
+        patient: After every event: whether it is to be waited for.
         wait_told: Waits until those who must not lose anything have taken what there was.
     """
 
@@ -78,5 +78,5 @@ class PatientBus(Bus):
     async def send(self, value: Event) -> None:
         """Take in an event, and wait until it has been told; a cancel of the wait undoes nothing."""
         await super().send(value)
-        if isinstance(value, Batch) and self._patient():
+        if self._patient():
             await self._wait_told()

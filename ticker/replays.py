@@ -262,7 +262,7 @@ class Replay:
             nursery.cancel_scope.cancel()
 
     def _patient(self) -> bool:
-        return math.isinf(self.playback.speed)
+        return math.isinf(self.playback.speed) and not self._beginning
 
     async def _wait_told(self) -> None:
         if not self.playback.interrupted:
@@ -271,6 +271,7 @@ class Replay:
 
     def _publish(self, batch: Batch) -> None:
         batch = self._selection.of(batch)
+        self._beginning = False
         self.market.broadcaster.publish(batch)
         self.bulletin.pass_over(batch)
 
@@ -279,6 +280,7 @@ class Replay:
             with trio.move_on_after(PATIENCE_S):
                 await self.market.broadcaster.wait_told()
         await self.market.broadcaster.mark(marker)
+        self._beginning = marker.kind == "epoch"
         self.began.set()
         self.bulletin.mark(marker)
 
