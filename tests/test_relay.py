@@ -162,8 +162,11 @@ async def test_after_a_lost_connection_exactly_what_was_missed_comes(autojump_cl
         await relay.after(tape.levels(0, (BUY, 999, 5), snapshot=True))
         await relay.after(tape.trades((0, BUY, 1, 1)))
         (session,) = relay.house.server.sessions.values()
+        assert relay.feed.statistics().connected
         session.end(4008, "slow")
         await relay.house.wait_empty()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not relay.feed.statistics().connected
         for value in (2, 3, 4):
             await relay.house.feed.tell(tape.trades((0, BUY, value, 1)))
             await relay.house.feed.tell(tape.quotes((0, 999 + value, 5, 1010, 6)))
@@ -176,7 +179,7 @@ async def test_after_a_lost_connection_exactly_what_was_missed_comes(autojump_cl
         assert np.concatenate([b.levels.price for b in got]).tolist() == [1001, 1002, 1003]
         assert not any((table.flags & GAP).any() for b in got for table in (b.trades, b.quotes, b.levels))
         told = relay.feed.statistics()
-        assert (told.connections, told.holes, told.missing) == (2, 0, 0)
+        assert (told.connected, told.connections, told.holes, told.missing) == (True, 2, 0, 0)
 
 
 async def test_a_relay_of_many_symbols_comes_back(autojump_clock):

@@ -100,6 +100,7 @@ class RelayStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """What was received so far.
 
     Attributes:
+        connected: Whether its server is connected to and subscribed to.
         native: Whether the server numbers its events, so that nothing can be missed unnoticed.
         messages: Messages with market data.
         rows: Rows made of them.
@@ -109,6 +110,7 @@ class RelayStatistics(msgspec.Struct, frozen=True, kw_only=True):
         mismatches: Books that did not have the checksum that the server gave.
     """
 
+    connected: bool
     native: bool
     messages: int
     rows: int
@@ -249,7 +251,7 @@ class RelayFeed:
         self.instruments = instruments
         self._ids = {instrument.symbol: i for i, instrument in enumerate(instruments)}
         self._counts = dict.fromkeys(("messages", "rows", "connections", "holes", "missing", "mismatches"), 0)
-        self._native = False
+        self._connected = self._native = False
         self._seq, self._ts = 1, 0
         self._forget()
 
@@ -264,7 +266,7 @@ class RelayFeed:
 
     def statistics(self) -> RelayStatistics:
         """Return what was received so far."""
-        return RelayStatistics(native=self._native, **self._counts)
+        return RelayStatistics(connected=self._connected, native=self._native, **self._counts)
 
     async def run(self, out: trio.abc.SendChannel[Event]) -> None:
         """Relay until the server's feed has ended.
@@ -278,7 +280,10 @@ class RelayFeed:
 
         async def visit() -> None:
             async with open_connection(self.url, subprotocols=(NATIVE,)) as connection:
-                await self._follow(connection, out)
+                try:
+                    await self._follow(connection, out)
+                finally:
+                    self._connected = False
 
         async def lost(why: str, delay: float) -> None:
             logger.warning("relay: %s; trying again in %.1f s", why, delay)
@@ -306,6 +311,7 @@ class RelayFeed:
         if self._counts["connections"] and not any(resumed):
             await out.send(self._marker("gap", "the connection was lost"))
         self._counts["connections"] += 1
+        self._connected = True
         ended = False
         while True:
             message = await connection.receive_in_time()
