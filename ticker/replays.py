@@ -181,9 +181,8 @@ class Replay:
         self.market = self._published(kept, listings, fan_out)
         self._linger_s = options.linger_s
         self._life = trio.CancelScope()
-        self._patience = (
-            trio.CancelScope()
-        )  # of the present wait for slow readers; one that is to be elsewhere has none
+        self._patience = trio.CancelScope()  # of the present wait for slow readers; a tape to be moved has none
+        self._beginning = False  # an epoch has begun, and the market as it is there has not been published
 
     def _published(self, history: History, listings: Listings, fan_out: FanOut | None) -> Publication:
         return Publication(
