@@ -17,15 +17,15 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from feeds.errors import FeedError, UnknownSymbolError
+from feeds.errors import RecordingError, UnknownSymbolError
 
 #: Integers beyond this are refused at a feed's edge: up to here ``ticks / 10**precision`` printed with
 #: ``precision`` decimals gives back the exact digits, because a double's relative error is at most 2**-53.
 MAX_UNITS = 2**52
 
 
-class SymbolError(FeedError):
-    """An instrument has a name that cannot be used as one."""
+class SymbolError(RecordingError):
+    """An instrument has a name that cannot be used as one; of recordings, since most names come from there."""
 
 
 class Instrument(msgspec.Struct, frozen=True, kw_only=True):
