@@ -339,9 +339,9 @@ async def test_a_stop_does_not_wait_for_who_reads_nothing(folder) -> None:
 
 async def test_a_seek_does_not_wait_for_who_reads_nothing(folder, monkeypatch) -> None:
     monkeypatch.setattr("ticker.replays.PATIENCE_S", 0.05)
-    async with held(folder) as (_, other):
+    async with held(folder) as (house, other):
         await other.subscribe("book", session="desk1")
-        before = (await row(other, "playing"))["epoch"]
+        before = house.replays.statistics().running[0]["epoch"]
         await ask(other, "replay_control", session="desk1", action="seek", to="+20ms")
         while (moved := await row(other, "playing"))["epoch"] == before:
             pass
