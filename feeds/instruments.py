@@ -17,11 +17,15 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from feeds.errors import UnknownSymbolError
+from feeds.errors import RecordingError, UnknownSymbolError
 
 #: Integers beyond this are refused at a feed's edge: up to here ``ticks / 10**precision`` printed with
 #: ``precision`` decimals gives back the exact digits, because a double's relative error is at most 2**-53.
 MAX_UNITS = 2**52
+
+
+class SymbolError(RecordingError):
+    """An instrument has a name that cannot be used as one; of recordings, since most names come from there."""
 
 
 class Instrument(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +67,12 @@ class Instrument(msgspec.Struct, frozen=True, kw_only=True):
 class Instruments(Sequence[Instrument]):
     """The fixed list of a market's instruments; the position in it is the instrument's dense id.
 
+    Venues have names with spaces, dots, colons, quotes and letters of any script, so every printable text is a name.
+    What is not printable would garble terminals and logs, and half of a surrogate pair cannot be sent at all.
+
+    Raises:
+        SymbolError: A name is empty or not printable.
+
     Attributes:
         price_scale: float64, shape ``(n,)``: ticks per unit of price. Read only.
         qty_scale: float64, shape ``(n,)``: lots per unit of quantity. Read only.
@@ -79,6 +89,8 @@ class Instruments(Sequence[Instrument]):
             for dense_id, own in enumerate(names):
                 for name in own:
                     self._ids.setdefault(name, dense_id)
+        if odd := [name for name in self._ids if not name or not name.isprintable()]:
+            raise SymbolError(f"{odd[0]!a} is no name of an instrument; a name is printable text")
         self.price_scale = np.array([i.price_scale for i in self._items], dtype=np.float64)
         self.qty_scale = np.array([i.qty_scale for i in self._items], dtype=np.float64)
         self.price_scale.flags.writeable = False

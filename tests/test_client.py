@@ -27,7 +27,9 @@ from ticker.client import (
     open_connection,
     open_stream,
 )
-from ticker.client.connection import Backoff, distinct
+from ticker.client.backoff import Backoff
+from ticker.client.connection import distinct
+from ticker.client.stream import STREAM_BUFFER
 
 BOTH = ("BTC/USD", "ETH/USD")
 
@@ -173,6 +175,27 @@ async def test_many_symbols_go_in_requests_that_a_server_takes(autojump_clock):
         assert house.market.broadcaster.statistics().subscriptions == 1
 
 
+async def test_a_request_resumes_its_own_symbols_and_no_others(opened, fake):
+    names = [f"{n:060d}/USD" for n in range(500)]
+    after = {name: 2**62 + n for n, name in enumerate(names)}
+    replies = []
+
+    async def subscribe():
+        replies.extend(await opened.subscribe("book", names, resume={"epoch": "e", "after": after}))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(subscribe)
+        while len(replies) < len(names):
+            await trio.testing.wait_all_tasks_blocked()
+            request = fake.sent[-1]
+            asked = request["params"]["symbol"]
+            assert request["params"]["resume"] == {"epoch": "e", "after": {name: after[name] for name in asked}}
+            assert len(msgspec.json.encode(request)) < 16 * 1024
+            fake.say(*({"method": "subscribe", "success": True, "req_id": request["req_id"]} for _ in asked))
+            await trio.testing.wait_all_tasks_blocked()
+    assert [name for request in fake.sent for name in request["params"]["symbol"]] == names
+
+
 async def test_a_request_without_a_reply_does_not_wait_for_ever(opened, autojump_clock):
     with pytest.raises(ConnectionLost, match="no reply to ping within 10 s"):
         await opened.request("ping")
@@ -238,11 +261,34 @@ async def test_messages_before_the_end_are_still_returned(opened, fake):
         assert caught.value.code == 4008
 
 
-@pytest.mark.parametrize("text", ["", "hello", "[1, 2]", "12", '{"a":'])
+@pytest.mark.parametrize("text", ["", "hello", "[1, 2]", "12", '{"a":', "null", '"method"', "[" * 10_000])
 async def test_a_server_that_does_not_speak_json_objects(opened, fake, text):
     fake.say_text(text)
     with pytest.raises(ConnectionLost, match="is this a ticker server"):
         await opened.receive()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"channel": "instrument", "type": "update"},
+        {"channel": "instrument", "data": {"pairs": [{"symbol": "BTC/USD"}]}},
+        {"channel": "replay", "data": []},
+        {"channel": "replay", "data": [5]},
+        {"channel": "status", "data": [{"reconnect_after_ms": None}]},
+        {"channel": "status", "data": {}},
+        {"method": "x", "req_id": [1]},
+        {"method": "x", "ext": 5},
+        {"method": "x", "ext": {"dtype": [["a", "?"]]}},
+        {"method": "x", "ext": {"dtype": 5, "listing": 1}, "result": {"channel": "trade", "symbol": "A"}},
+        {"method": "x", "ext": {"dtype": [[1]], "listing": {}}, "result": {"channel": "trade", "symbol": "A"}},
+    ],
+)
+async def test_a_message_that_lacks_something_ends_the_connection(opened, fake, message):
+    fake.say(message)
+    for waiting in (opened.receive, opened.pairs):
+        with pytest.raises(ConnectionLost, match=r"not of this protocol .* is this a ticker server"):
+            await waiting()
 
 
 async def test_records_without_an_acknowledgement_that_describes_them_end_the_connection(opened, fake):
@@ -503,10 +549,10 @@ async def test_leaving_a_stream_leaves_nothing(autojump_clock):
 async def test_a_reader_that_stops_costs_a_bounded_number_of_messages(autojump_clock):
     async with open_house(tcp=True) as house, open_stream(url_of(house), [Subscription("trade", BOTH)]) as stream:
         await next_state(stream, "connected")
-        for _ in range(connection.STREAM_BUFFER + 50):
+        for _ in range(STREAM_BUFFER + 50):
             await house.trade()
             await trio.testing.wait_all_tasks_blocked()
-        assert stream.statistics().current_buffer_used == connection.STREAM_BUFFER
+        assert stream.statistics().current_buffer_used == STREAM_BUFFER
 
 
 # --- layers
@@ -515,5 +561,5 @@ async def test_a_reader_that_stops_costs_a_bounded_number_of_messages(autojump_c
 def test_the_client_brings_nothing_of_the_server_along():
     code = "import sys, ticker.client; print(*sorted(m for m in sys.modules if m.startswith(('ticker', 'feeds'))))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    modules = ("backoff", "connection", "remote", "replay")
+    modules = ("backoff", "connection", "remote", "replay", "stream")
     assert loaded == ["ticker", "ticker.client", *(f"ticker.client.{module}" for module in modules)]

@@ -16,8 +16,9 @@ from feeds.records import BUY
 from feeds.store import write_recording
 from tests.scripted import BTC, INSTRUMENTS, Tape
 from tests.serving import House, open_house
+from tests.test_client import FakeSocket
 from ticker import info
-from ticker.client import ActionRefused, ConnectionLost, Replay, open_connection, open_replay
+from ticker.client import ActionRefused, Connection, ConnectionLost, Replay, open_connection, open_replay
 from ticker.replays import ReplaysOptions
 from ticker.wire import NATIVE
 
@@ -162,6 +163,14 @@ async def test_a_lost_connection_is_told_to_who_iterates(folder) -> None:
         house.server.drain(1000)
         with pytest.raises(ConnectionLost, match="1001"):
             await prices(replay, 1)
+
+
+async def test_a_grant_that_says_nothing_ends_the_connection(autojump_clock) -> None:
+    socket = FakeSocket()
+    socket.say({"method": "replay_start", "success": True, "req_id": 1})
+    with pytest.raises(ConnectionLost, match="not of this protocol"):
+        async with open_replay(Connection("ws://test/v2", socket), "day1"):
+            pass
 
 
 async def test_the_example_of_the_readme_runs(folder, capsys) -> None:

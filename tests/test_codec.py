@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from feeds.analytics import Candle
@@ -18,11 +18,11 @@ from ticker.history import TickerColumns
 UNITS = st.integers(-MAX_UNITS, MAX_UNITS)
 
 
-def codec(price_precision: int = 2, qty_precision: int = 8, *, quoted: bool = False) -> RowCodec:
+def codec(price_precision: int = 2, qty_precision: int = 8, *, name: str = "A/B", quoted: bool = False) -> RowCodec:
     instrument = Instrument(
         symbol="A/B", base="A", quote="B", price_precision=price_precision, qty_precision=qty_precision
     )
-    return RowCodec(instrument, "A/B", quoted=quoted)
+    return RowCodec(instrument, name, quoted=quoted)
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65535, 65536, 70000])
@@ -102,6 +102,16 @@ def test_a_volume_beyond_a_doubles_precision_is_printed_exactly():
 def test_sides_are_words_and_an_unknown_side_is_null():
     rows = [json.loads(codec().trade(side, 100, 1, 7, START_NS)) for side in (BUY, SELL, NO_SIDE)]
     assert [row["side"] for row in rows] == ["buy", "sell", None]
+
+
+@given(name=st.text(st.characters(exclude_categories=["Cs"])))
+@example(name='50%s "\\x" {0}')
+def test_a_name_is_told_as_it_is_whatever_is_in_it(name):
+    printer, candle = codec(name=name), Candle(0, 1, 1, 1, 1, 1, 1.0, 3)
+    whole, partial = ((1.0,) * 11 + ("T",), None), (("T",), (MISSING, 0, 1, 5, MISSING, 0, 0.0, 0, 0, 0, 0.0))
+    rows = [printer.ticker(*whole), printer.ticker(*partial), printer.trade(BUY, 1, 1, 1, 0)]
+    rows += [printer.book([(1, 1)], [], 5, 0), printer.candle(candle, 1)]
+    assert {json.loads(row)["symbol"] for row in rows} == {name}
 
 
 def test_numbers_can_be_strings():

@@ -66,6 +66,7 @@ def test_a_symbolic_link_does_not_lead_out_of_the_folder(folder):
     (folder / "half.instruments.parquet").symlink_to(outside.with_name("secret.instruments.parquet"))
     (folder / "nowhere.trades.parquet").symlink_to(folder / "gone")
     (folder / "circle.trades.parquet").symlink_to(folder / "circle.trades.parquet")
+    (folder / "long.trades.parquet").symlink_to("x" * 300)  # longer than a name can be: an error of its own
     library = Library(str(folder))
     assert library.names() == ["day.2", "day1"]
     assert code_of(library, "linked") is Code.UNKNOWN_SOURCE

@@ -13,11 +13,13 @@ import trio.testing
 
 from feeds.book import Books
 from feeds.errors import FeedError
+from feeds.instruments import Instrument
 from feeds.records import BUY, CLEAR, GAP, LAST, MISSING, SELL, SNAPSHOT, Batch, Levels, Marker, Quotes, Trades
 from feeds.replay import ReplayFeed
 from feeds.store import open_recording
 from tests.scripted import INSTRUMENTS, START_NS, Tape
 from tests.serving import ScriptedFeed, open_house
+from ticker.client import ConnectionLost
 from ticker.relay import RelayFeed, RelayOptions, instruments_of, open_relay, units
 
 RECORDINGS = Path(__file__).parents[2] / "shared" / "data" / "recordings"
@@ -55,9 +57,9 @@ class Relayed:
 
 
 @asynccontextmanager
-async def relayed(*symbols):
-    """Relay a market of which BTC/USD and ETHUSDT have a book, and nothing else."""
-    async with open_house(ScriptedFeed(INSTRUMENTS), tcp=True) as house:
+async def relayed(*symbols, instruments=INSTRUMENTS):
+    """Relay a market, by default one of which BTC/USD and ETHUSDT have a book, and nothing else."""
+    async with open_house(ScriptedFeed(instruments), tcp=True) as house:
         feed = await open_relay(RelayOptions(url=url_of(house), symbols=symbols))
         send, receive = trio.open_memory_channel(1000)
         async with trio.open_nursery() as nursery:
@@ -135,6 +137,21 @@ async def test_only_the_symbols_that_were_asked_for_come(autojump_clock):
         assert got.trades.instrument.tolist() == [0]
 
 
+async def test_names_of_any_kind_are_served_and_relayed(autojump_clock):
+    """A per cent sign or a quotation mark in a symbol ended the server."""
+    names = ("50% OFF", 'A"B', "A\\B", "UD:1V: GN 2912", "BTC-28JUN24-70000.5-C", "币安人生USDT")
+    odd = [Instrument(symbol=name, base=name, quote="", price_precision=1, qty_precision=8) for name in names]
+    async with relayed(instruments=odd) as relay:
+        assert [i.symbol for i in relay.feed.instruments] == list(names)
+        tape = Tape()
+        for who in range(len(names)):
+            assert (await relay.after(tape.trades((who, BUY, 1001, 7)))).trades.instrument.tolist() == [who]
+            assert (await relay.after(tape.quotes((who, 999, 5, 1010, 6)))).quotes.instrument.tolist() == [who]
+            sent = tape.levels(who, (BUY, 999, 5), snapshot=True)
+            assert set((await relay.after(sent)).levels.instrument.tolist()) == {who}
+        assert relay.feed.statistics().holes == 0
+
+
 # --- losses
 
 
@@ -145,8 +162,11 @@ async def test_after_a_lost_connection_exactly_what_was_missed_comes(autojump_cl
         await relay.after(tape.levels(0, (BUY, 999, 5), snapshot=True))
         await relay.after(tape.trades((0, BUY, 1, 1)))
         (session,) = relay.house.server.sessions.values()
+        assert relay.feed.statistics().connected
         session.end(4008, "slow")
         await relay.house.wait_empty()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not relay.feed.statistics().connected
         for value in (2, 3, 4):
             await relay.house.feed.tell(tape.trades((0, BUY, value, 1)))
             await relay.house.feed.tell(tape.quotes((0, 999 + value, 5, 1010, 6)))
@@ -159,7 +179,23 @@ async def test_after_a_lost_connection_exactly_what_was_missed_comes(autojump_cl
         assert np.concatenate([b.levels.price for b in got]).tolist() == [1001, 1002, 1003]
         assert not any((table.flags & GAP).any() for b in got for table in (b.trades, b.quotes, b.levels))
         told = relay.feed.statistics()
-        assert (told.connections, told.holes, told.missing) == (2, 0, 0)
+        assert (told.connected, told.connections, told.holes, told.missing) == (True, 2, 0, 0)
+
+
+async def test_a_relay_of_many_symbols_comes_back(autojump_clock):
+    """Each request once resumed all symbols, and from a thousand on the server refused it as too long, for ever."""
+    names = [f"S{n:04d}/USD" for n in range(1500)]
+    many = [Instrument(symbol=name, base=name[:-4], quote="USD", price_precision=1, qty_precision=8) for name in names]
+    tape = Tape()
+    async with relayed(instruments=many) as relay:
+        await relay.after(tape.trades((1499, BUY, 1, 1)))
+        (session,) = relay.house.server.sessions.values()
+        session.end(4008, "slow")
+        await relay.house.wait_empty()
+        await relay.house.feed.tell(tape.trades((1499, BUY, 2, 1)))
+        assert (await relay.next()).trades.price.tolist() == [2]
+        told = relay.feed.statistics()
+        assert (told.connections, told.holes) == (2, 0)
 
 
 async def test_after_too_long_an_absence_what_is_missing_is_counted_and_flagged(autojump_clock):
@@ -293,6 +329,64 @@ def test_a_hole_in_the_positions_is_counted_and_flagged(second, missing):
     assert all(bool(flags & GAP) == (missing > 0 and at == 0) for at, flags in enumerate(rows))
     told = feed.statistics()
     assert (told.missing, told.holes) == (missing, int(missing > 0))
+
+
+def without(message, key):
+    return {name: value for name, value in message.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        without(trade_message(1, 2), "type"),
+        {**trade_message(1, 2), "data": 5},
+        {**trade_message(1, 2), "data": [5]},
+        {**trade_message(1, 2), "data": [{}]},
+        {**trade_message(1, 2), "data": [{"symbol": []}]},
+        {**trade_message(1, 2), "pos": {"epoch": "e"}},
+        {**trade_message(1, 2), "pos": 7},
+        *(
+            {**trade_message(1, 2), "data": [{**trade_message(1, 2)["data"][0], key: value}]}
+            for key, value in (("price", "x"), ("price", None), ("qty", {}), ("side", []), ("timestamp", "noon"))
+        ),
+        {"channel": "book", "type": "update", "data": [{"symbol": "BTC/USD", "bids": [{}]}]},
+        {"channel": "ticker", "type": "update", "data": [{"symbol": "BTC/USD", "bid": 1}]},
+    ],
+)
+def test_a_message_that_lacks_something_ends_the_connection_and_nothing_is_resumed_behind_it(message):
+    feed = feed_of()
+    list(feed._understood(trade_message(0, 1)))
+    with pytest.raises(ConnectionLost, match="not of this protocol"):
+        feed._understood(message)
+    assert not any(feed._positions.values())
+
+
+async def test_after_a_message_that_lacks_something_a_gap_is_told(autojump_clock, monkeypatch):
+    tape = Tape()
+    async with relayed() as relay:
+        await relay.after(tape.trades((0, BUY, 1, 1)))
+        with monkeypatch.context() as patch:
+            patch.setattr("ticker.codec.rfc3339", lambda _: "noon")
+            await relay.house.feed.tell(tape.trades((0, BUY, 2, 1)))
+            await relay.house.wait_empty()
+        assert (await relay.next()).kind == "gap"
+        got = await relay.after(tape.trades((0, BUY, 3, 1)))
+        while not len(got.trades):  # the ticker begins with a snapshot
+            got = await relay.next()
+        assert got.trades.price.tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"price_precision": 10**9}, {"qty_precision": "8"}, {"qty_min": None}, {"price_increment": "x"}]
+)
+def test_a_pair_that_is_none_is_said(changes):
+    pair = {
+        "symbol": "A/B", "base": "A", "quote": "B", "price_precision": 1, "qty_precision": 8,
+        "price_increment": Decimal("0.1"), "qty_increment": 1, "qty_min": 1,
+    }  # fmt: skip
+    assert instruments_of([pair], ())[0].symbol == "A/B"
+    with pytest.raises(FeedError, match=f"is no pair: .*{next(iter(changes))}"):
+        instruments_of([pair | changes], ())
 
 
 def test_a_new_epoch_is_a_marker_and_no_hole():

@@ -170,8 +170,16 @@ async def test_a_server_that_is_not_there_is_told() -> None:
         Remote("localhost")
 
 
-@pytest.mark.parametrize("answer", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n{}"])
-async def test_an_answer_that_is_none_is_told(answer) -> None:
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (b"", "was not answered"),
+        (b"nonsense\r\n\r\n", "was not answered"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n{}", "was not answered"),
+        (b'HTTP/1.1 200 OK\r\ncontent-length: 14\r\n\r\n{"source":"x"}', "not of this protocol"),
+    ],
+)
+async def test_an_answer_that_is_none_is_told(answer, text) -> None:
     async def serve(stream: trio.SocketStream) -> None:
         async with stream:
             await stream.receive_some()
@@ -179,7 +187,7 @@ async def test_an_answer_that_is_none_is_told(answer) -> None:
 
     async with trio.open_nursery() as nursery:
         listeners: Any = await nursery.start(trio.serve_tcp, serve, 0)
-        with pytest.raises(ConnectionLost, match="was not answered"):
+        with pytest.raises(ConnectionLost, match=text):
             await Remote(f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}/v2").state()
         nursery.cancel_scope.cancel()
 

@@ -312,10 +312,13 @@ async def test_an_action_that_cannot_be_says_why_and_changes_nothing(folder, par
         assert await row(peer, "paused") == first
 
 
-async def test_a_stop_does_not_wait_for_who_reads_nothing(folder) -> None:
+@asynccontextmanager
+async def held(folder) -> AsyncIterator[tuple[House, Peer]]:
+    """Have a tape wait for a member who reads nothing, and give another member."""
     pen = Tape()
-    rows = [pen.trades(*[(BTC, BUY, 1000 + k, 1) for k in range(1000)]) for _ in range(40)]
-    write_recording(folder / "long", INSTRUMENTS, rows)
+    book = pen.levels(BTC, (BUY, 999, 1), snapshot=True)
+    trades = [pen.trades(*[(BTC, BUY, 1000 + k, 1) for k in range(1000)]) for _ in range(40)]
+    write_recording(folder / "long", INSTRUMENTS, [book, *trades])
     async with opened(folder) as house:
         stalled, other = await house.visit(native=True), await house.visit(native=True)
         for peer in (stalled, other):
@@ -325,8 +328,42 @@ async def test_a_stop_does_not_wait_for_who_reads_nothing(folder) -> None:
         (session,) = [s for s in house.server.sessions.values() if s.statistics().subscriptions]
         while not session._outbox.behind:
             await trio.testing.wait_all_tasks_blocked()
+        yield house, other
+
+
+async def test_a_stop_does_not_wait_for_who_reads_nothing(folder) -> None:
+    async with held(folder) as (_, other):
         await ask(other, "replay_control", session="desk1", action="stop")
         assert (await row(other, "stopped"))["progress"] < 1
+
+
+async def test_a_seek_does_not_wait_for_who_reads_nothing(folder, monkeypatch) -> None:
+    monkeypatch.setattr("ticker.replays.PATIENCE_S", 0.05)
+    async with held(folder) as (house, other):
+        await other.subscribe("book", session="desk1")
+        before = house.replays.statistics().running[0]["epoch"]
+        await ask(other, "replay_control", session="desk1", action="seek", to="+20ms")
+        while (moved := await row(other, "playing"))["epoch"] == before:
+            pass
+        assert moved["ts"].startswith("2026-01-02T09:04:31.021")
+        while (book := await other.message_of("book"))["pos"]["epoch"] == before:
+            pass
+        assert book["data"][0]["bids"] == [{"price": 99.9, "qty": 1e-8}]
+
+
+async def test_a_change_of_speed_does_not_wait_for_who_reads_nothing(folder) -> None:
+    async with held(folder) as (_, other):
+        await ask(other, "replay_control", session="desk1", action="speed", speed=10)
+        assert (await row(other, "ended"))["progress"] == 1
+
+
+async def test_who_reads_nothing_is_waited_for_again_after_a_pause(folder) -> None:
+    async with held(folder) as (house, other):
+        (before,) = house.replays.statistics().running
+        for action in ("pause", "resume"):
+            await ask(other, "replay_control", session="desk1", action=action)
+            await trio.sleep(0.05)
+        assert house.replays.statistics().running == [before]
 
 
 # Together and apart
@@ -459,9 +496,11 @@ async def test_a_defect_in_a_replay_costs_nobody_else_anything(folder, caplog, m
             assert (await row(peer, "stopped"))["error"] == "internal error"
         with monkeypatch.context() as patch:
             patch.setattr("ticker.library.Library.open", lambda *_: 1 / 0)
+            patch.setattr("ticker.library.Library.names", lambda *_: 1 / 0)
             assert code(await ask(peer, "replay_start", source="day1", session="desk2")) == "UNAVAILABLE"
+            assert code(await ask(peer, "replay_sources")) == "UNAVAILABLE"
         await start(peer)
-        assert len(caplog.records) == 2
+        assert len(caplog.records) == 3
         caplog.clear()
 
 

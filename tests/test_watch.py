@@ -113,6 +113,22 @@ def test_a_row_told_by_both_triggers_counts_once():
     assert row.rate.at(100.0) == pytest.approx(1 / Rate.TAU_S)
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"channel": "ticker", "type": "update"},
+        {"channel": "ticker", "type": "update", "data": [{}]},
+        {"channel": "status", "data": []},
+        ticker(timestamp="noon"),
+        ticker(change_pct="5"),
+        ticker(last={}),
+    ],
+)
+def test_a_message_that_lacks_something_is_a_mistake_in_the_url(message):
+    with pytest.raises(ConfigError, match=r"not of this protocol .* is this a ticker server"):
+        board(message)
+
+
 def test_a_symbol_that_was_not_asked_for_is_passed_over():
     assert board().apply(ticker("FOO/USD"), 100.0) == []
 

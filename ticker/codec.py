@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterable
 from functools import lru_cache
 
+import msgspec
 import numpy as np
 
 from feeds.analytics import Candle
@@ -112,13 +113,13 @@ class RowCodec:
     """
 
     def __init__(self, instrument: Instrument, name: str, *, quoted: bool = False) -> None:
-        self.name = name
         self._price_precision, self._qty_precision = instrument.price_precision, instrument.qty_precision
         self._price_scale, self._qty_scale = instrument.price_scale, instrument.qty_scale
         self._quote = quote = '"' if quoted else ""
         px = f"{quote}%.{instrument.price_precision}f{quote}"
         qty = f"{quote}%.{instrument.qty_precision}f{quote}"
-        head = f'{{"symbol":"{name}",'
+        self._head = f'{{"symbol":{msgspec.json.encode(name).decode()},'
+        head = self._head.replace("%", "%%")  # of templates
         self._ticker = (
             f'{head}"bid":{px},"bid_qty":{qty},"ask":{px},"ask_qty":{qty},"last":{px},"volume":{qty},"vwap":{px},'
             f'"low":{px},"high":{px},"change":{px},"change_pct":{quote}%.2f{quote},"timestamp":"%s"}}'
@@ -159,7 +160,7 @@ class RowCodec:
         rest = ["null"] * 4 if untraded else [self.price(round(v)) for v in (vwap, low, high, change)]
         percent = "null" if untraded else f"{self._quote}{change_pct:.2f}{self._quote}"
         return (
-            f'{{"symbol":"{self.name}","bid":{prices[0]},"bid_qty":{self.qty(int(bid_qty))},"ask":{prices[1]},'
+            f'{self._head}"bid":{prices[0]},"bid_qty":{self.qty(int(bid_qty))},"ask":{prices[1]},'
             f'"ask_qty":{self.qty(int(ask_qty))},"last":{prices[2]},"volume":{self.qty(int(volume))},"vwap":{rest[0]},'
             f'"low":{rest[1]},"high":{rest[2]},"change":{rest[3]},"change_pct":{percent},"timestamp":"{timestamp}"}}'
         )
@@ -174,8 +175,7 @@ class RowCodec:
         bid_text = ",".join([level % (price / p, qty / q) for price, qty in bids])
         ask_text = ",".join([level % (price / p, qty / q) for price, qty in asks])
         return (
-            f'{{"symbol":"{self.name}","bids":[{bid_text}],"asks":[{ask_text}],"checksum":{checksum},'
-            f'"timestamp":"{rfc3339(ts)}"}}'
+            f'{self._head}"bids":[{bid_text}],"asks":[{ask_text}],"checksum":{checksum},"timestamp":"{rfc3339(ts)}"}}'
         )
 
     def candle(self, candle: Candle, minutes: int) -> str:

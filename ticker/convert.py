@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -19,7 +18,7 @@ from rich.text import Text
 
 from feeds.convert import Conversion, ConvertOptions, Summary
 from feeds.convert import Progress as Told
-from ticker.info import duration, utc
+from ticker.info import duration, empty_grid, utc
 
 #: Sources that have their own line; the rest is summed up.
 SHOWN_SOURCES = 20
@@ -72,17 +71,8 @@ def report(summary: Summary) -> Iterator[RenderableType]:
     yield from _complaints(summary)
 
 
-def _grid(title: str, words: Sequence[str], figures: Sequence[str]) -> Table:
-    grid = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in words:
-        grid.add_column(heading, overflow="fold")
-    for heading in figures:
-        grid.add_column(heading, justify="right")
-    return grid
-
-
 def _sources(summary: Summary) -> Table:
-    grid = _grid("Sources", ["source", "format"], ["bad rows left out"])
+    grid = empty_grid("Sources", ["source", "format"], ["bad rows left out"])
     for source in summary.sources[:SHOWN_SOURCES]:
         grid.add_row(Text(source.name), source.format, f"{source.refused:,}")
     if rest := summary.sources[SHOWN_SOURCES:]:
@@ -92,7 +82,7 @@ def _sources(summary: Summary) -> Table:
 
 def _tables(summary: Summary) -> Table:
     tables = summary.tables
-    grid = _grid("Tables", [""], [table.table for table in tables])
+    grid = empty_grid("Tables", [""], [table.table for table in tables])
     grid.add_row("rows", *(f"{t.rows:,}" for t in tables))
     grid.add_row("event times that run backwards", *(f"{t.inversions:,}" for t in tables))
     grid.add_row("receive times not to be trusted", *(f"{t.held:,}" for t in tables))

@@ -83,7 +83,7 @@ def report(info: RecordingInfo, instruments: Instruments) -> Iterator[Renderable
     yield _instruments(instruments)
 
 
-def _grid(title: str, left: Iterable[str], right: Iterable[str] = (), min_width: int = 0) -> Table:
+def empty_grid(title: str, left: Iterable[str], right: Iterable[str] = (), min_width: int = 0) -> Table:
     """Return an empty table with headings over words and then over figures."""
     grid = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in left:
@@ -126,7 +126,7 @@ def _began(silences: Silences) -> str:
 def _tables(info: RecordingInfo) -> Table:
     """One column per table of the recording and one for all: there are at most three, and many figures."""
     tables = info.tables
-    grid = _grid("Tables", [""], [*(table.table for table in tables), "all"], min_width=len("23:59:59.999"))
+    grid = empty_grid("Tables", [""], [*(table.table for table in tables), "all"], min_width=len("23:59:59.999"))
     _add(grid, "rows", *(f"{t.rows:,}" for t in tables), f"{info.rows:,}")
     _add(grid, "first row, UTC", *(_instant(t, t.start_ns) for t in tables), utc(info.start_ns))
     _add(grid, "last row, UTC", *(_instant(t, t.end_ns) for t in tables), utc(info.end_ns))
@@ -139,7 +139,7 @@ def _tables(info: RecordingInfo) -> Table:
 
 
 def _columns(info: RecordingInfo) -> Table:
-    grid = _grid("Columns with values", ["table", "columns"])
+    grid = empty_grid("Columns with values", ["table", "columns"])
     for table in info.tables:
         _add(grid, table.table, ", ".join(table.columns) or "-")
     return grid
@@ -167,7 +167,7 @@ def _symbols(info: RecordingInfo) -> Table:
         for symbol, rows in table.rows_by_symbol.items():
             totals[symbol] = totals.get(symbol, 0) + rows
     busiest = sorted(totals, key=lambda symbol: (-totals[symbol], symbol))
-    grid = _grid("Rows per symbol", ["symbol"], [*(table.table for table in info.tables), "all"])
+    grid = empty_grid("Rows per symbol", ["symbol"], [*(table.table for table in info.tables), "all"])
     for symbol in busiest[:SHOWN_SYMBOLS]:
         counts = [table.rows_by_symbol.get(symbol, 0) for table in info.tables]
         _add(grid, symbol, *(f"{count:,}" for count in counts), f"{totals[symbol]:,}")
@@ -179,7 +179,7 @@ def _symbols(info: RecordingInfo) -> Table:
 
 def _instruments(instruments: Instruments) -> Table:
     words, figures = ("symbol", "also as", "base", "quote"), ("price step", "decimals", "quantity step", "decimals")
-    grid = _grid("Instruments", words, figures)
+    grid = empty_grid("Instruments", words, figures)
     for instrument in instruments[:SHOWN_SYMBOLS]:
         _add(grid, *_instrument(instrument))
     if len(instruments) > SHOWN_SYMBOLS:

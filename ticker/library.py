@@ -42,7 +42,7 @@ class Library:
         Raises:
             RequestError: The folder cannot be read any more.
         """
-        return sorted(self._files())
+        return sorted(self._names())
 
     def open(self, name: str) -> Recording:
         """Open a recording.
@@ -50,7 +50,7 @@ class Library:
         Raises:
             RequestError: There is none of this name, or it cannot be read; the text does not tell where it lies.
         """
-        if name not in self._files() or self._folder is None:
+        if name not in self._names() or self._folder is None:
             raise RequestError(f"Unknown source {name[:MAX_ECHO]}", Code.UNKNOWN_SOURCE, field="source")
         try:
             return open_recording(self._folder / name)
@@ -61,19 +61,24 @@ class Library:
         """Return what is wrong with a recording, without where the folder is."""
         return str(error).replace(f"{self._folder}/", "")[:MAX_ECHO]
 
-    def _files(self) -> dict[str, list[Path]]:
-        """Return the files of every recording that lies wholly inside the folder, by name."""
-        found: dict[str, list[Path]] = {}
+    def _names(self) -> set[str]:
+        """Return the names of those recordings of which every file is one of the folder's own."""
+        found, foreign = set(), set()
         for path in self._entries():
-            name, _, rest = path.name.removesuffix(".parquet").rpartition(".")
-            if path.suffix == ".parquet" and rest in _PARTS and _NAME.fullmatch(name):
-                found.setdefault(name, []).append(path)
-        return {
-            name: paths
-            for name, paths in found.items()
-            if all(path.is_file() and path.resolve().parent == self._folder for path in paths)
-            and any(not path.name.endswith(".instruments.parquet") for path in paths)
-        }
+            name, _, part = path.name.removesuffix(".parquet").rpartition(".")
+            if path.suffix == ".parquet" and part in _PARTS and _NAME.fullmatch(name):
+                if not self._owns(path):
+                    foreign.add(name)
+                elif part in layout.TABLES:
+                    found.add(name)
+        return found - foreign
+
+    def _owns(self, path: Path) -> bool:
+        """Return whether an entry is a file that does not lie elsewhere; one that the system cannot follow is none."""
+        try:
+            return path.is_file() and path.resolve().parent == self._folder
+        except OSError:
+            return False
 
     def _entries(self) -> list[Path]:
         try:

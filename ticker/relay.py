@@ -17,11 +17,10 @@ It must not know of the server side of this package.
 from __future__ import annotations
 
 import logging
-import random
 import re
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -50,19 +49,17 @@ from feeds.records import (
     Table,
     Trades,
 )
-from ticker.client.backoff import Backoff
 from ticker.client.connection import (
-    FINAL_CLOSE_CODES,
-    LONGEST_ABSENCE_S,
-    SILENCE_S,
-    SYMBOLS_PER_REQUEST,
     Connection,
     ConnectionLost,
     ConnectionRefused,
     Message,
     distinct,
     open_connection,
+    picking_apart,
+    portions,
 )
+from ticker.client.stream import persist
 
 TableT = TypeVar("TableT", bound=Table)
 
@@ -103,6 +100,7 @@ class RelayStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """What was received so far.
 
     Attributes:
+        connected: Whether its server is connected to and subscribed to.
         native: Whether the server numbers its events, so that nothing can be missed unnoticed.
         messages: Messages with market data.
         rows: Rows made of them.
@@ -112,6 +110,7 @@ class RelayStatistics(msgspec.Struct, frozen=True, kw_only=True):
         mismatches: Books that did not have the checksum that the server gave.
     """
 
+    connected: bool
     native: bool
     messages: int
     rows: int
@@ -153,18 +152,38 @@ def instruments_of(pairs: Sequence[Message], symbols: Sequence[str]) -> Instrume
     return Instruments(_instrument(pair, listed.keys() - taken) for pair in chosen)
 
 
-def _instrument(pair: Message, others: Iterable[str]) -> Instrument:
-    price, qty = pair["price_precision"], pair["qty_precision"]
-    second = f"{pair['base']}/{pair['quote']}"
+#: An int64 has no room for more.
+_Decimals = Annotated[int, msgspec.Meta(ge=0, le=18)]
+
+
+class _Pair(msgspec.Struct):
+    """What is made use of in a pair."""
+
+    symbol: str
+    base: str
+    quote: str
+    price_precision: _Decimals
+    qty_precision: _Decimals
+    price_increment: Decimal
+    qty_increment: Decimal
+    qty_min: Decimal
+
+
+def _instrument(listed: Message, others: Iterable[str]) -> Instrument:
+    try:
+        pair = msgspec.convert(listed, _Pair)
+    except msgspec.ValidationError as error:
+        raise FeedError(f"what the server lists is no pair: {error}") from None
+    second = f"{pair.base}/{pair.quote}"
     return Instrument(
-        symbol=pair["symbol"],
-        base=pair["base"],
-        quote=pair["quote"],
-        price_precision=price,
-        qty_precision=qty,
-        price_increment=max(1, units(pair["price_increment"], price)),
-        qty_increment=max(1, units(pair["qty_increment"], qty)),
-        qty_min=max(1, units(pair["qty_min"], qty)),
+        symbol=pair.symbol,
+        base=pair.base,
+        quote=pair.quote,
+        price_precision=pair.price_precision,
+        qty_precision=pair.qty_precision,
+        price_increment=max(1, units(pair.price_increment, pair.price_precision)),
+        qty_increment=max(1, units(pair.qty_increment, pair.qty_precision)),
+        qty_min=max(1, units(pair.qty_min, pair.qty_precision)),
         aliases=(second,) if second in others else (),
     )
 
@@ -175,7 +194,7 @@ def units(value: Decimal | int, precision: int) -> int:
     Raises:
         FeedError: It has more decimals than its instrument, or is too large.
     """
-    scaled = value * 10**precision
+    scaled = Decimal(value) * 10**precision
     whole = int(scaled)
     if whole != scaled or not -MAX_UNITS <= whole <= MAX_UNITS:
         raise FeedError(f"the server sent {value}, which {precision} decimals cannot say")
@@ -185,6 +204,23 @@ def units(value: Decimal | int, precision: int) -> int:
 def _time_ns(text: str | None) -> int:
     """Return an RFC 3339 instant as int ns UTC; MISSING where there is none."""
     return MISSING if text is None else int(np.datetime64(text.removesuffix("Z"), "ns").astype(np.int64))
+
+
+class _Result(msgspec.Struct):
+    symbol: str
+
+
+class _Ext(msgspec.Struct):
+    epoch: str
+    head: int
+    recovered: bool = False
+
+
+class _Granted(msgspec.Struct):
+    """What is made use of in the acknowledgement of a subscription; only the native profile has an ``ext``."""
+
+    result: _Result
+    ext: _Ext | None = None
 
 
 class _Row(NamedTuple):
@@ -215,7 +251,7 @@ class RelayFeed:
         self.instruments = instruments
         self._ids = {instrument.symbol: i for i, instrument in enumerate(instruments)}
         self._counts = dict.fromkeys(("messages", "rows", "connections", "holes", "missing", "mismatches"), 0)
-        self._native = False
+        self._connected = self._native = False
         self._seq, self._ts = 1, 0
         self._forget()
 
@@ -230,7 +266,7 @@ class RelayFeed:
 
     def statistics(self) -> RelayStatistics:
         """Return what was received so far."""
-        return RelayStatistics(native=self._native, **self._counts)
+        return RelayStatistics(connected=self._connected, native=self._native, **self._counts)
 
     async def run(self, out: trio.abc.SendChannel[Event]) -> None:
         """Relay until the server's feed has ended.
@@ -241,24 +277,21 @@ class RelayFeed:
         """
         self._forget()
         await out.send(self._marker("epoch", f"{self.url} is relayed"))
-        backoff = Backoff(random.Random())
-        while True:
-            started, away_s = trio.current_time(), 0.0
-            try:
-                async with open_connection(self.url, subprotocols=(NATIVE,)) as connection:
+
+        async def visit() -> None:
+            async with open_connection(self.url, subprotocols=(NATIVE,)) as connection:
+                try:
                     await self._follow(connection, out)
-                    break
-            except ConnectionRefused as error:
-                why = str(error)
-            except ConnectionLost as error:
-                why, away_s = str(error), min(error.retry_after_s, LONGEST_ABSENCE_S)
-                if error.code in FINAL_CLOSE_CODES:
-                    raise FeedError(why) from None
-            if trio.current_time() - started > Backoff.LIMIT_S:
-                backoff.reset()
-            delay = max(backoff.next(), away_s)
+                finally:
+                    self._connected = False
+
+        async def lost(why: str, delay: float) -> None:
             logger.warning("relay: %s; trying again in %.1f s", why, delay)
-            await trio.sleep(delay)
+
+        try:
+            await persist(visit, lost)
+        except ConnectionLost as error:
+            raise FeedError(str(error)) from None
         await out.send(self._marker("end", "the server's feed has ended"))
 
     def _marker(self, kind: Any, reason: str) -> Marker:  # noqa: ANN401 - a Literal
@@ -278,18 +311,17 @@ class RelayFeed:
         if self._counts["connections"] and not any(resumed):
             await out.send(self._marker("gap", "the connection was lost"))
         self._counts["connections"] += 1
+        self._connected = True
         ended = False
         while True:
-            with trio.move_on_after(SILENCE_S) as silence:
-                message = await connection.receive()
-            if silence.cancelled_caught:
-                raise ConnectionLost(f"{self.url}: nothing came for {SILENCE_S:.0f} s, not even a heartbeat")
+            message = await connection.receive_in_time()
             if message.get("channel") == "heartbeat":
-                before, ended = ended, _says_ended(message)
+                with picking_apart(self.url):
+                    before, ended = ended, _says_ended(message)
                 if before and ended:  # and nothing came between the two
                     return
                 continue
-            for event in self.events(message):
+            for event in self._understood(message):
                 ended = False
                 await out.send(event)
             await self._resync(connection)
@@ -308,16 +340,18 @@ class RelayFeed:
         for reply in await connection.subscribe(channel, list(self._ids), **params):
             if not reply.get("success"):
                 raise FeedError(f"{self.url} refused {channel}: {reply.get('error')}")
-            symbol, ext = reply["result"]["symbol"], reply.get("ext")
+            with picking_apart(self.url):
+                granted = msgspec.convert(reply, _Granted)
+            symbol, ext = granted.result.symbol, granted.ext
             if ext is None:
                 if self._counts["connections"]:
                     self._hole(channel, symbol, 0)
                 continue
-            if (marker := self._begun(ext["epoch"])) is not None:
+            if (marker := self._begun(ext.epoch)) is not None:
                 await out.send(marker)
-            resumed = resumed or bool(ext.get("recovered"))
+            resumed = resumed or ext.recovered
             if not params.get("snapshot", True):  # else the snapshot says where the stream stands
-                self._positions[channel].setdefault(symbol, ext["head"])
+                self._positions[channel].setdefault(symbol, ext.head)
         return resumed
 
     def _begun(self, epoch: str) -> Marker | None:
@@ -355,7 +389,7 @@ class RelayFeed:
         """Ask for a snapshot of the books that are not right."""
         now = trio.current_time()
         due = [symbol for symbol in self._ask_again if now - self._asked_at.get(symbol, -RESYNC_S) >= RESYNC_S]
-        due = due[:SYMBOLS_PER_REQUEST]  # the others with the next message
+        due = next(portions(due), [])  # the others with the next message
         for symbol in due:
             del self._ask_again[symbol]
             self._asked_at[symbol] = now
@@ -367,6 +401,15 @@ class RelayFeed:
             await connection.subscribe("book", due, depth=DEPTH)
 
     # Messages
+
+    def _understood(self, message: Message) -> Iterable[Event]:
+        """Return the same as :meth:`events`; what cannot be understood is missing, of whatever streams it was."""
+        try:
+            with picking_apart(self.url):
+                return self.events(message)
+        except ConnectionLost:
+            self._forget()  # so nothing is resumed behind it, and a gap is told
+            raise
 
     def events(self, message: Message) -> Iterable[Event]:
         """Return what a message says: a marker if a new epoch begins with it, and a batch if it has rows."""

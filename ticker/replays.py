@@ -14,7 +14,7 @@ import math
 import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Annotated, Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol, TypeVar
 
 import msgspec
 import trio
@@ -38,6 +38,8 @@ from ticker.market import Publication
 from ticker.prints import ROW_BYTES
 from ticker.selection import Selection
 from ticker.wire import Instant, ReplayAction, instant_ns
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +181,8 @@ class Replay:
         self.market = self._published(kept, listings, fan_out)
         self._linger_s = options.linger_s
         self._life = trio.CancelScope()
-        self._patience = trio.CancelScope()  # of the present wait for slow readers; a stopped tape has none
+        self._patience = trio.CancelScope()  # of the present wait for slow readers; a tape to be moved has none
+        self._beginning = False  # an epoch has begun, and the market as it is there has not been published
 
     def _published(self, history: History, listings: Listings, fan_out: FanOut | None) -> Publication:
         return Publication(
@@ -218,7 +221,7 @@ class Replay:
     def perform(self, wish: ReplayAction) -> None:
         """Do with the tape what a member asks for; as :func:`ticker.control.perform`."""
         perform(self.market, wish)
-        if self.playback.stopped:
+        if self.playback.interrupted or not self._patient():
             self._patience.cancel()
 
     def standing(self) -> dict[str, Any]:
@@ -258,15 +261,16 @@ class Replay:
             nursery.cancel_scope.cancel()
 
     def _patient(self) -> bool:
-        return math.isinf(self.playback.speed)
+        return math.isinf(self.playback.speed) and not self._beginning
 
     async def _wait_told(self) -> None:
-        if not self.playback.stopped:
+        if not self.playback.interrupted:
             with trio.CancelScope() as self._patience:
                 await self.market.broadcaster.wait_told()
 
     def _publish(self, batch: Batch) -> None:
         batch = self._selection.of(batch)
+        self._beginning = False
         self.market.broadcaster.publish(batch)
         self.bulletin.pass_over(batch)
 
@@ -275,6 +279,7 @@ class Replay:
             with trio.move_on_after(PATIENCE_S):
                 await self.market.broadcaster.wait_told()
         await self.market.broadcaster.mark(marker)
+        self._beginning = marker.kind == "epoch"
         self.began.set()
         self.bulletin.mark(marker)
 
@@ -319,7 +324,7 @@ class Replays:
         Raises:
             RequestError: Too many wait.
         """
-        self._do(partial(self._list, answer, refuse))
+        self._do(self._names, answer, refuse)
 
     def ask(self, wish: Wish, welcome: Callable[[Replay], None], refuse: Callable[[RequestError], None]) -> None:
         """Ask for a replay: for the one of that name, or a new one.
@@ -332,11 +337,21 @@ class Replays:
         Raises:
             RequestError: Too many wait for theirs.
         """
-        self._do(partial(self._admit, wish, welcome, refuse))
 
-    def _do(self, job: Callable[[trio.Nursery], Awaitable[None]]) -> None:
+        def let_in(replay: Replay) -> None:
+            welcome(replay)
+            replay.linger()
+
+        self._do(partial(self._found, wish), let_in, refuse)
+
+    def _do(
+        self,
+        work: Callable[[trio.Nursery], Awaitable[T]],
+        answer: Callable[[T], None],
+        refuse: Callable[[RequestError], None],
+    ) -> None:
         try:
-            self._jobs.send_nowait(job)
+            self._jobs.send_nowait(partial(_answered, work, answer, refuse))
         except trio.WouldBlock:
             raise RequestError("EService:Busy", Code.BUSY) from None
 
@@ -346,33 +361,8 @@ class Replays:
             async for job in self._todo:
                 await job(nursery)
 
-    async def _list(
-        self, answer: Callable[[list[str]], None], refuse: Callable[[RequestError], None], nursery: trio.Nursery
-    ) -> None:
-        try:
-            names = await trio.to_thread.run_sync(self._library.names)
-        except RequestError as error:
-            refuse(error)
-        else:
-            answer(names)
-
-    async def _admit(
-        self,
-        wish: Wish,
-        welcome: Callable[[Replay], None],
-        refuse: Callable[[RequestError], None],
-        nursery: trio.Nursery,
-    ) -> None:
-        try:
-            replay = await self._found(wish, nursery)
-        except RequestError as error:
-            refuse(error)
-        except Exception:  # one file must not end the server
-            logger.exception("%s could not be opened for a replay", wish.source)
-            refuse(RequestError("internal error", Code.UNAVAILABLE))
-        else:
-            welcome(replay)
-            replay.linger()
+    async def _names(self, nursery: trio.Nursery) -> list[str]:
+        return await trio.to_thread.run_sync(self._library.names)
 
     async def _found(self, wish: Wish, nursery: trio.Nursery) -> Replay:
         replay = self._replays.get(wish.session)
@@ -424,3 +414,21 @@ class Replays:
         running = [replay.standing() for replay in self._replays.values()]
         rows = self._rows + sum(row["rows"] for row in running)
         return ReplaysStatistics(begun=self._begun, rows=rows, running=running)
+
+
+async def _answered(
+    work: Callable[[trio.Nursery], Awaitable[T]],
+    answer: Callable[[T], None],
+    refuse: Callable[[RequestError], None],
+    nursery: trio.Nursery,
+) -> None:
+    """Do what a client waits for, and tell it how that went."""
+    try:
+        result = await work(nursery)
+    except RequestError as error:
+        refuse(error)
+    except Exception:  # one file must not end the server
+        logger.exception("what a client wanted to replay was not to be had")
+        refuse(RequestError("internal error", Code.UNAVAILABLE))
+    else:
+        answer(result)

@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import IO, Any, Final
 
+import msgspec
 import trio
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
@@ -28,13 +29,12 @@ from ticker.client.connection import (
     ConnectionLost,
     ConnectionRefused,
     Message,
-    StateChange,
-    Subscription,
     distinct,
     open_connection,
-    open_stream,
+    picking_apart,
 )
 from ticker.client.remote import Remote
+from ticker.client.stream import StateChange, Subscription, open_stream
 from ticker.deck import Deck, status_line
 from ticker.errors import ConfigError
 from ticker.keys import single_keys
@@ -142,15 +142,27 @@ class Board:
         self.deck: Deck | None = None
 
     def apply(self, item: Message | StateChange, now: float) -> list[Message]:
-        """Take in an item of a stream; return the ticker rows in it that say something new."""
+        """Take in an item of a stream; return the ticker rows in it that say something new.
+
+        Raises:
+            ConfigError: It is not as the protocol has it.
+        """
         if isinstance(item, StateChange):
             self.connection = item
             return []
         self.rate.count(now)
+        try:
+            with picking_apart(self.url):
+                return self._take(item, now)
+        except ConnectionLost as error:
+            raise ConfigError(str(error)) from None
+
+    def _take(self, item: Message, now: float) -> list[Message]:
         if item.get("channel") == "status":
             self.mode = str(item["data"][0].get("mode", ""))
         if item.get("channel") != "ticker":
             return []
+        msgspec.convert(item["data"], list[_Ticker])
         fresh = [values for values in item["data"] if self._update(values, now)]
         for values in fresh:
             # A snapshot may be of a symbol that has been quiet for hours; an update has just happened.
@@ -163,6 +175,15 @@ class Board:
     def _update(self, values: Message, now: float) -> bool:
         row = self.rows.get(values["symbol"])
         return row is not None and row.update(values, now)
+
+
+class _Ticker(msgspec.Struct):
+    """What is compared and counted with in a row; the rest is shown as it is."""
+
+    symbol: str
+    timestamp: datetime
+    last: float | None = None
+    change_pct: float | None = None
 
 
 def _is_rewound(before: str, after: str) -> bool:
@@ -328,7 +349,7 @@ async def watch(url: str, symbols: list[str], console: Console | None = None) ->
         console: Where; standard output by default. One that is not a terminal gets a line per update.
 
     Raises:
-        ConfigError: The server is not there, or does not have one of the symbols.
+        ConfigError: The server is not there, does not have one of the symbols, or does not speak the protocol.
     """
     console = console or Console()
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:

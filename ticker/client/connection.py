@@ -1,10 +1,8 @@
-"""One connection to a server, and a stream of messages that outlives connections.
+"""One connection to a server.
 
 :func:`open_connection` gives a :class:`Connection`: requests with their replies, and iteration over what the channels
 send. It starts no task: whichever task waits for something reads the socket, and sorts what arrives for the others.
 So nothing is read while nobody waits, and the server notices that its client is slow and sends it newer values instead.
-
-:func:`open_stream` keeps a connection open, with backoff, and subscribes again after each loss.
 
 Messages are plain dicts. Numbers with decimals are :class:`~decimal.Decimal`, digit by digit as the server printed
 them. With ``encoding="struct"`` a message's "data" is a numpy array of records; which symbol a record is of, says
@@ -17,20 +15,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import random
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
 import trio
 import trio_websocket
-
-from ticker.client.backoff import Backoff
 
 Message = dict[str, Any]
 
@@ -41,16 +36,10 @@ REQUEST_TIMEOUT_S: Final = 10.0
 SILENCE_S: Final = 10.0
 #: Messages that a connection keeps while a request waits for its reply and nobody iterates.
 MAX_UNREAD: Final = 50_000
-#: Items of a stream that may wait for their reader; beyond that the server is not read from and sends newer values.
-STREAM_BUFFER: Final = 256
-#: Symbols in one request: a server reads messages of at most 16 KiB.
-SYMBOLS_PER_REQUEST: Final = 200
+#: What symbols may take of one request: a server reads messages of at most 16 KiB.
+SYMBOLS_BYTES: Final = 12 * 1024
 #: The snapshot of the ``instrument`` channel has some 350 bytes per pair, so thousands of pairs pass the usual 1 MiB.
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
-#: A server that announces a longer stop is tried after this long all the same.
-LONGEST_ABSENCE_S: Final = 60.0
-#: Close codes with which a server says that coming back is of no use.
-FINAL_CLOSE_CODES: Final = range(4500, 5000)
 #: What the first byte of a binary message says.
 PACKED_CHANNELS: Final = {1: "ticker", 2: "trade", 3: "book", 4: "ohlc"}
 
@@ -73,36 +62,6 @@ class ConnectionLost(Exception):
         super().__init__(text)
         self.code = code
         self.retry_after_s = 0.0
-
-
-class Subscription(msgspec.Struct, frozen=True):
-    """What to subscribe to, again after every reconnect.
-
-    Attributes:
-        channel: "ticker", "trade", "book", ...
-        symbols: Their names, or None for every pair that the server lists.
-        params: Further parameters of the channel, such as ``{"depth": 10}``.
-    """
-
-    channel: str
-    symbols: tuple[str, ...] | None = None
-    params: dict[str, Any] = {}
-
-
-class StateChange(msgspec.Struct, frozen=True, kw_only=True):
-    """What an open stream reports between messages.
-
-    Attributes:
-        state: ``connecting``, ``connected`` (and subscribed), ``waiting`` (to try again), or ``ended`` (it will not).
-        text: Why, in words; empty if there is nothing to say.
-        retry_in_s: In state ``waiting``: seconds to the next attempt.
-        refused: In state ``connected``: subscriptions that the server refused, in its words.
-    """
-
-    state: Literal["connecting", "connected", "waiting", "ended"]
-    text: str = ""
-    retry_in_s: float = 0.0
-    refused: tuple[str, ...] = ()
 
 
 class Connection:
@@ -151,7 +110,7 @@ class Connection:
         Args:
             channel: "ticker", "trade", "book", ...
             symbols: At least one; they are sent in as many requests as it takes.
-            params: Further parameters of the channel.
+            params: Further parameters of the channel; of ``resume`` each request has what is of its own symbols.
 
         Returns:
             One reply per symbol; those that were refused have ``success`` False, an ``error`` and their ``symbol``.
@@ -161,10 +120,10 @@ class Connection:
             ConnectionLost: As :meth:`request`.
         """
         replies: list[Message] = []
-        names = list(dict.fromkeys(symbols))
-        for start in range(0, len(names), SYMBOLS_PER_REQUEST):
-            part = names[start : start + SYMBOLS_PER_REQUEST]
+        for part in portions(dict.fromkeys(symbols)):
             wish = {"channel": channel, "symbol": part, **params}
+            if isinstance(after := params.get("resume", {}).get("after"), dict):
+                wish["resume"] = {**params["resume"], "after": {name: after[name] for name in part if name in after}}
             replies += await self._exchange("subscribe", wish, len(part))
         return replies
 
@@ -228,6 +187,16 @@ class Connection:
         await self._pump(lambda: bool(unread))
         return unread.popleft()
 
+    async def receive_in_time(self) -> Message:
+        """Return the next message of a server with which there is a subscription; as :meth:`receive`.
+
+        Raises:
+            ConnectionLost: Also after 10 s in which nothing came.
+        """
+        with trio.move_on_after(SILENCE_S):
+            return await self.receive()
+        raise ConnectionLost(f"{self.url}: nothing came for {SILENCE_S:.0f} s, not even a heartbeat")
+
     async def _wait(self, done: Callable[[], bool], what: str) -> None:
         with trio.move_on_after(REQUEST_TIMEOUT_S) as deadline:
             await self._pump(done)
@@ -254,22 +223,26 @@ class Connection:
 
     def _sort(self, data: str | bytes) -> None:
         """Put a message where it is waited for."""
-        message = None
-        with contextlib.suppress(msgspec.DecodeError, ValueError):
-            message = self._unpacked(data) if isinstance(data, bytes) else _decode(data)
-        if not isinstance(message, dict):
-            self._end(ConnectionLost(f"{self.url} sent something that is not a JSON object; is this a ticker server?"))
-        elif "method" in message:
+        try:
+            with picking_apart(self.url):
+                self._put(self._unpacked(data) if isinstance(data, bytes) else _decode(data))
+        except ConnectionLost as error:
+            self._end(error)
+
+    def _put(self, message: Message) -> None:
+        if "method" in message:
             self._note_records(message)
             self._replies.get(message.get("req_id", 0), []).append(message)
-        elif len(unread := self.apart.get(_session_of(message), self.unread)) >= MAX_UNREAD:
-            self._end(ConnectionLost(f"{self.url}: {MAX_UNREAD} messages came that nobody read; iterate meanwhile"))
-        else:
-            if message.get("channel") == "instrument":
-                self._pairs = message["data"]["pairs"]
-            elif message.get("channel") == "status":
-                self._away_s = message["data"][0].get("reconnect_after_ms", 0) / 1000
-            unread.append(message)
+            return
+        session, channel = _session_of(message), message.get("channel")
+        if channel == "instrument" and not session:
+            self._pairs = _pairs_of(message)
+        elif channel == "status":
+            self._away_s = float(message["data"][0].get("reconnect_after_ms", 0)) / 1000
+        unread = self.apart.get(session, self.unread)
+        if len(unread) >= MAX_UNREAD:
+            raise ConnectionLost(f"{self.url}: {MAX_UNREAD} messages came that nobody read; iterate meanwhile")
+        unread.append(message)
 
     def _note_records(self, reply: Message) -> None:
         """Note what an acknowledgement says of the records to come."""
@@ -301,10 +274,40 @@ class Connection:
         return self._lost
 
 
+@contextlib.contextmanager
+def picking_apart(url: str) -> Iterator[None]:
+    """Count a message of a server that is not as it should be as the end of the connection.
+
+    Raises:
+        ConnectionLost: Something was missing in it, or of another kind.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        text = f"{url} sent something that is not of this protocol ({error!r:.100}); is this a ticker server?"
+        raise ConnectionLost(text) from error
+
+
 def _session_of(message: Message) -> str:
     """Return the replay session that a message is of; empty if it is of none."""
-    row = message["data"][0] if message.get("channel") == "replay" else message
+    row = message
+    if message.get("channel") == "replay":
+        (row,) = message["data"]
     return str(row.get("session", ""))
+
+
+class _Pair(msgspec.Struct):
+    """What every pair has, whatever else it has."""
+
+    symbol: str
+    base: str
+    quote: str
+
+
+def _pairs_of(message: Message) -> list[Message]:
+    pairs: list[Message] = message["data"]["pairs"]
+    msgspec.convert(pairs, list[_Pair])
+    return pairs
 
 
 def _refuses_all(replies: list[Message]) -> bool:
@@ -449,71 +452,19 @@ def _system_error(error: BaseException) -> str:
     return str(error)
 
 
-@contextlib.asynccontextmanager
-async def open_stream(
-    url: str, subscriptions: Iterable[Subscription]
-) -> AsyncIterator[trio.MemoryReceiveChannel[Message | StateChange]]:
-    """Give the messages of some subscriptions for as long as the context lasts, over any number of connections.
-
-    The channel's items are messages in the order of the server, and a :class:`StateChange` wherever something
-    happened to the connection. It ends only if the server says that coming back is of no use.
-    What the body raises arrives in an ExceptionGroup, as from every nursery.
-    """
-    send, receive = trio.open_memory_channel[Message | StateChange](STREAM_BUFFER)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_keep_connected, url, tuple(subscriptions), send, Backoff(random.Random()))
-        try:
-            yield receive
-        finally:
-            nursery.cancel_scope.cancel()  # before closing, which would wake the sender with an error
-            receive.close()
-
-
-async def _keep_connected(
-    url: str, wishes: tuple[Subscription, ...], out: trio.MemorySendChannel[Message | StateChange], backoff: Backoff
-) -> None:
-    async with out:
-        while True:
-            await out.send(StateChange(state="connecting"))
-            started, away_s = trio.current_time(), 0.0
-            try:
-                async with open_connection(url) as connection:
-                    await _relay(connection, wishes, out)
-            except ConnectionRefused as error:
-                why = str(error)
-            except ConnectionLost as error:
-                why, away_s = str(error), min(error.retry_after_s, LONGEST_ABSENCE_S)
-                if error.code in FINAL_CLOSE_CODES:
-                    await out.send(StateChange(state="ended", text=why))
-                    return
-            if trio.current_time() - started > Backoff.LIMIT_S:
-                backoff.reset()
-            delay = max(backoff.next(), away_s)
-            await out.send(StateChange(state="waiting", text=why, retry_in_s=delay))
-            await trio.sleep(delay)
-
-
-async def _relay(
-    connection: Connection, wishes: tuple[Subscription, ...], out: trio.MemorySendChannel[Message | StateChange]
-) -> NoReturn:
-    """Subscribe, and pass on what comes until the connection ends."""
-    refused = [text for wish in wishes for text in await _subscribe(connection, wish)]
-    await out.send(StateChange(state="connected", refused=tuple(refused)))
-    while True:
-        with trio.move_on_after(SILENCE_S) as silence:
-            message = await connection.receive()
-        if silence.cancelled_caught:
-            raise ConnectionLost(f"{connection.url}: nothing came for {SILENCE_S:.0f} s, not even a heartbeat")
-        await out.send(message)
-
-
-async def _subscribe(connection: Connection, wish: Subscription) -> list[str]:
-    """Subscribe and return what was refused, in the server's words."""
-    symbols = wish.symbols
-    if symbols is None:
-        symbols = tuple(pair["symbol"] for pair in distinct(await connection.pairs()))
-    replies = await connection.subscribe(wish.channel, symbols, **wish.params)
-    return [str(reply.get("error")) for reply in replies if not reply.get("success")]
+def portions(symbols: Iterable[str]) -> Iterator[list[str]]:
+    """Yield symbols in as few lists as it takes for each to fit into a request, also with a position for each."""
+    part: list[str] = []
+    room = SYMBOLS_BYTES
+    for name in symbols:
+        size = 2 * len(msgspec.json.encode(name)) + len(f",,:{2**63}")
+        if part and size > room:
+            yield part
+            part, room = [], SYMBOLS_BYTES
+        part.append(name)
+        room -= size
+    if part:
+        yield part
 
 
 def distinct(pairs: Iterable[Message]) -> list[Message]:

@@ -5,16 +5,26 @@ Each request is a connection of its own, beside the WebSocket and on the same po
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Final
 
 import h11
 import msgspec
 import trio
 
-from ticker.client.connection import Address, ConnectionLost, Message, dial
+from ticker.client.connection import Address, ConnectionLost, Message, dial, picking_apart
 
 PATH: Final = "/api/replay"
 TIMEOUT_S: Final = 5.0
+
+
+class _State(msgspec.Struct):
+    """What every answer about a replay has, whatever else it has."""
+
+    state: str
+    speed: float
+    ts: datetime
+    progress: float
 
 
 class ActionRefused(Exception):
@@ -97,4 +107,7 @@ def _read(url: str, status: int, body: bytes) -> Message:
         answer = {"error": body.decode(errors="replace").strip()}
     if status != 200 or not isinstance(answer, dict):
         raise ActionRefused(f"{url}: {answer.get('error') if isinstance(answer, dict) else status}")
+    if answer.get("source") is not None:
+        with picking_apart(url):
+            msgspec.convert(answer, _State)
     return answer

@@ -14,7 +14,7 @@ from typing import Any
 
 import trio
 
-from ticker.client.connection import DISCONNECT_TIMEOUT_S, Connection, ConnectionLost, Message
+from ticker.client.connection import DISCONNECT_TIMEOUT_S, Connection, ConnectionLost, Message, picking_apart
 from ticker.client.remote import ActionRefused
 
 
@@ -32,8 +32,8 @@ class Replay:
             empty before the first.
     """
 
-    def __init__(self, connection: Connection, params: Message) -> None:
-        self.session = str(params["session"])
+    def __init__(self, connection: Connection, session: str, params: Message) -> None:
+        self.session = session
         self.params = params
         self.state: Message = {}
         self._connection = connection
@@ -63,7 +63,7 @@ class Replay:
         if self.state.get("state") == "stopped":
             raise StopAsyncIteration
         message = await self._connection.receive(self.session)
-        if message["channel"] == "replay":
+        if message.get("channel") == "replay":
             (self.state,) = message["data"]
         return message
 
@@ -95,7 +95,7 @@ async def open_replay(
     connection.apart[name] = deque()
     try:
         wish = {"source": source, "session": name, **params}
-        yield Replay(connection, _granted(connection, await connection.request("replay_start", wish)))
+        yield Replay(connection, name, _granted(connection, await connection.request("replay_start", wish)))
     finally:  # also after a cancelled request: the server may have taken it
         with trio.move_on_after(DISCONNECT_TIMEOUT_S, shield=True), contextlib.suppress(ConnectionLost):
             await connection.request("replay_control", {"session": name, "action": "leave"})
@@ -105,4 +105,5 @@ async def open_replay(
 def _granted(connection: Connection, reply: Message) -> Message:
     if not reply.get("success"):
         raise ActionRefused(f"{connection.url}: {reply.get('error')}")
-    return dict(reply["result"])
+    with picking_apart(connection.url):
+        return dict(reply["result"])
