@@ -237,6 +237,15 @@ def test_binance_times_are_milliseconds_before_2025_and_microseconds_after(write
     assert [row["trade_id"] for row in rows] == ["1", "2"]
 
 
+@pytest.mark.parametrize("time", [9_223_372_036_855, 17_231_612_557_470, 10**14 - 1])
+def test_binance_times_between_milliseconds_and_microseconds_are_bad(write, time):
+    lines = [f"{i},10.5,2,21,{at},True,True" for i, at in enumerate((1_723_161_255_747, time, 1_723_161_255_748))]
+    path = write("BTCUSDT-trades-2024-08-08.csv", *lines)
+    with pytest.raises(RecordingError, match=rf"\.csv:2: time is no time of this age \({time}\)"):
+        read(path)
+    assert [row["trade_id"] for row in read(path, skip_bad=True)[0]["trades"]] == ["0", "2"]
+
+
 @pytest.mark.parametrize("header", ["", "id,price,qty,quote_qty,time,is_buyer_maker\n"])
 def test_binance_files_have_a_header_or_none(tmp_path, header):
     path = tmp_path / "BTCUSDT-trades-2024-08-08.csv"
@@ -437,6 +446,28 @@ def test_a_bad_row_names_its_line_and_can_be_left_out(tmp_path, line, complaint)
     assert source.complaints[0].startswith(f"{path}:5: ")
 
 
+NAN = {
+    "XBTUSD.csv": [f"{START_S},10.5,1", f"{START_S},nan,1", f"{START_S},10.5,NaN"],
+    "BTCUSDT-trades-2024-08-08.csv": [
+        f"{i},{row},21,{START_S}000,true" for i, row in enumerate(("1,1", "nan,1", "1,NaN"))
+    ],
+    "b.csv": [f"x,X,{START_US},{START_US},false,bid,{row}" for row in ("10,1", "nan,1", "10,NaN")],
+    "q.csv": [f"x,X,{START_US},{START_US},{row},11,1" for row in ("10,1", "nan,1", "10,NaN")],
+}
+
+
+@pytest.mark.parametrize("name", NAN)
+def test_text_that_says_it_is_no_number_is_a_bad_value_even_if_all_other_rows_are_good(write, name):
+    headers = {"b.csv": "is_snapshot,side,price,amount", "q.csv": "bid_price,bid_amount,ask_price,ask_amount"}
+    header = [HEADER + headers[name]] if name in headers else []
+    path = write(name, *header, *NAN[name])
+    with pytest.raises(RecordingError, match=rf"{name}:{len(header) + 2}: \w+ is not a number \('nan'\)"):
+        read(path)
+    found, source = read(path, skip_bad=True)
+    assert [len(rows) for rows in found.values()] == [1]
+    assert source.refused == 2
+
+
 def test_a_line_that_was_cut_off_at_the_end(write):
     path = write("XBTUSD.csv", f"{START_S},10.5,1", f"{START_S},10.5", end="")
     with pytest.raises(RecordingError, match=r"XBTUSD\.csv:2: has 2 columns, not 3"):
@@ -453,7 +484,21 @@ def test_what_came_before_the_cut_of_a_packed_file_can_be_kept(tmp_path):
         read(tmp_path / "XBTUSD.csv.gz")
     found, source = read(tmp_path / "XBTUSD.csv.gz", skip_bad=True)
     assert 10_000 < len(found["trades"]) < 60_000
-    assert source.refused == 2  # the cut, and the half line before it
+    assert source.refused == 1  # the cut; what was unpacked in one step with it is lost
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lambda data: pa.compress(data, codec="zstd", asbytes=True)])
+@pytest.mark.parametrize("damage", ["garbage", "cut"])
+def test_damage_of_a_packed_file_is_counted_once_and_nothing_comes_twice(tmp_path, pack, damage):
+    rng = np.random.default_rng(1)
+    data = "".join(f"{START_S + i},{rng.random():.8f},1\n" for i in range(60_000)).encode()
+    packed = pack(data)
+    bad = packed + b"garbage garbage" if damage == "garbage" else packed[:-200_000]
+    (tmp_path / "XBTUSD.csv.gz").write_bytes(bad)
+    found, source = read(tmp_path / "XBTUSD.csv.gz", skip_bad=True)
+    times = [row["ts_recv"] for row in found["trades"]]
+    assert len(set(times)) == len(times)
+    assert sum("damaged or cut off" in complaint for complaint in source.complaints) == 1
 
 
 @pytest.mark.parametrize(

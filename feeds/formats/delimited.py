@@ -174,7 +174,7 @@ def rows(source: Source, names: Sequence[str], types: Mapping[str, pa.DataType],
 def _parse(source: Source, block: Lines, names: tuple[str, ...], types: Mapping[str, pa.DataType]) -> Rows:
     try:
         table = _read(block.data, names, types)
-        if table.num_rows == block.lines:
+        if table.num_rows == block.lines and not _has_nan(table):
             return Rows(source, table, np.arange(block.first, block.first + table.num_rows, dtype=np.int64))
     except pa.ArrowInvalid:
         pass  # which line it is, arrow does not say in every case
@@ -185,6 +185,11 @@ def _parse(source: Source, block: Lines, names: tuple[str, ...], types: Mapping[
     except pa.ArrowInvalid as error:  # left as a last resort: no input is known that comes here
         raise RecordingError(f"{source.name}:{block.first}: cannot be read as CSV ({error})") from error
     return Rows(source, table, np.array(numbers, np.int64))
+
+
+def _has_nan(table: pa.Table) -> bool:
+    """Return whether a value is the text "nan", which arrow takes for a number and which no market can have."""
+    return any(pc.any(pc.is_nan(column)).as_py() for column in table.columns if column.type == FLOAT)
 
 
 def _read(data: bytes, names: tuple[str, ...], types: Mapping[str, pa.DataType]) -> pa.Table:

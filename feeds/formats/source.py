@@ -201,15 +201,19 @@ class _Capped(io.RawIOBase):
     def __init__(self, source: Source, raw: IO[bytes], readinto: Callable[[Any], int], limits: Limits) -> None:
         self._source, self._raw, self._readinto, self._limits = source, raw, readinto, limits
         self._count = 0
+        self._damaged = False
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - a writable buffer, which has no name before 3.12
+        if self._damaged:
+            return 0  # asked again, some unpackers give once more what they gave before
         try:
-            count = self._readinto(buffer[:STEP])
+            count = self._readinto(memoryview(buffer)[:STEP])
         except _UNPACKING as error:
             # What came before is good, so whoever skips bad rows keeps it.
+            self._damaged = True
             self._source.refuse(None, f"is damaged or cut off after {self._count:,} bytes ({_first_line(error)})")
             return 0
         self._count += count
