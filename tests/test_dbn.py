@@ -229,6 +229,34 @@ def test_bars_of_several_instruments_are_prints_in_one_order_of_time(tmp_path, v
     assert trades["venue_seq"].null_count == 16
 
 
+@pytest.mark.parametrize("size", [16, 56, 100, 300])
+def test_where_blocks_end_changes_nothing_of_bars_of_several_instruments(tmp_path, monkeypatch, size):
+    minute = 60_000_000_000
+    bars = [bar(T + i // 4 * minute, (PX, PX, PX, PX), 4 * i, instrument=7 + i % 4) for i in range(30)]
+    path = written(tmp_path, *bars)
+    whole = read(path)[0]["trades"]
+    monkeypatch.setattr(dbn, "BLOCK_BYTES", size)
+    pieces = read(path)[0]["trades"]
+    assert rows(pieces, *whole.column_names) == rows(whole, *whole.column_names)
+
+
+def test_not_all_bars_of_a_file_are_waited_for_though_all_be_of_one_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(dbn, "BLOCK_BYTES", 56)
+    monkeypatch.setattr(dbn, "MOST_WAITING", 3)
+    path = written(tmp_path, *(bar(T, (PX, PX, PX, PX), 4, instrument=7 + i) for i in range(10)))
+    chunks = list(Dbn().read(Source(path), ReadOptions()))
+    assert [chunk["trades"].num_rows for chunk in chunks] == [16, 16, 8]
+
+
+@real
+def test_where_blocks_end_changes_nothing_of_real_bars(monkeypatch):
+    path = DATABENTO / "futures_ohlcv-1m_2024-07-01T23-40_2024-07-02T00-10.dbn.zst"
+    whole = read(path)[0]["trades"]
+    monkeypatch.setattr(dbn, "BLOCK_BYTES", 400)
+    pieces = read(path)[0]["trades"]
+    assert rows(pieces, *whole.column_names) == rows(whole, *whole.column_names)
+
+
 @pytest.mark.parametrize(("rtype", "seconds"), [(32, 1), (33, 60), (34, 3600), (35, 86_400), (36, 86_400)])
 def test_a_bar_ends_where_the_next_begins(tmp_path, rtype, seconds):
     trades = read(written(tmp_path, bar(T, (PX, PX, PX, PX), 4, rtype=rtype)))[0]["trades"]
@@ -344,10 +372,9 @@ def test_where_blocks_end_changes_nothing(tmp_path, monkeypatch):
 
 def test_bars_alone_in_the_first_block_go_on_being_told(tmp_path, monkeypatch):
     monkeypatch.setattr(dbn, "BLOCK_BYTES", 56)
-    tables, source = read(
-        written(tmp_path, bar(T, (PX, PX, PX, PX), 4), trade(T, PX, 1), trade(T, PX, 1, instrument=8))
-    )
-    assert tables["trades"].num_rows == 5
+    bars = [bar(T + i, (PX, PX, PX, PX), 4) for i in range(2)]  # the first is told once a later one is there
+    tables, source = read(written(tmp_path, *bars, trade(T, PX, 1), trade(T, PX, 1, instrument=8)))
+    assert tables["trades"].num_rows == 9
     assert source.passed_over == {"trades told twice": 1}
 
 
@@ -390,6 +417,19 @@ def test_a_symbol_changes_its_id_at_midnight(tmp_path):
     assert trades["symbol"].to_pylist() == ["ESH4", "ESM4", "7"]  # nothing says what 7 is on the third day
 
 
+@versions
+def test_a_mapping_among_the_records_holds_for_what_comes_after_it(tmp_path, version):
+    records = [trade(T, PX, 1), mapping(version, "ESU4", instrument=7), trade(T, PX, 1)]
+    records += [mapping(version, "ESZ4", instrument=7), mapping(version, "NQZ4", instrument=8)]
+    records += [trade(T, PX, 1), trade(T, NO_PRICE, 1), trade(T, PX, 1, instrument=8)]
+    path = written(tmp_path, *records, version=version)
+    with pytest.raises(RecordingError, match=r"x\.dbn:7: the trade has no price"):
+        read(path)
+    tables, source = read(path, skip_bad=True)
+    assert tables["trades"]["symbol"].to_pylist() == ["ESH4", "ESU4", "ESZ4", "NQZ4"]
+    assert source.passed_over == {"symbol mappings": 3}
+
+
 def test_a_file_asked_for_by_id_names_the_symbols_too(tmp_path):
     path = written(tmp_path, trade(T, PX, 1), mappings={"7": [(DAY, date(2023, 12, 26), "ESH4")]}, by_id=True)
     assert read(path)[0]["trades"]["symbol"].to_pylist() == ["ESH4"]
@@ -424,6 +464,7 @@ BAD = {
     "an add, a modify or a trade has no price": order(T, "A", 1, NO_PRICE, 1),
     "the bar lacks a price": bar(T, (PX, NO_PRICE, PX, PX), 1),
     "has not the 48 bytes of its kind": record(0, bytes(40)),
+    "has not the 176 bytes of its kind": record(22, bytes(4)),
 }
 
 

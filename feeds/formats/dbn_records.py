@@ -59,8 +59,9 @@ def _struct(itemsize: int, /, **fields: tuple[Any, int]) -> np.dtype[Any]:
     return dtype
 
 
-#: Bytes of the shortest record, which is what all begin with.
-HEADER_BYTES: Final = 16
+#: What all records begin with, which is also the shortest record.
+HEADER: Final = _dtype(16)
+HEADER_BYTES: Final = HEADER.itemsize
 
 _PRINT: Final[dict[str, tuple[Any, int]]] = {
     "price": ("<i8", 16),
@@ -318,6 +319,9 @@ KINDS: Final[dict[int, Kind]] = {
     196: Kind("bbo-1m", _TOP, (_NO_TIME,), _quotes),
     197: Kind("tbbo", _TOP, _PRINT_FAULTS, _quotes_and_trades),
 }
+
+#: The kinds of bars.
+BARS: Final = [number for number, kind in KINDS.items() if kind.interval_ns]
 
 
 def name(number: int) -> str:
