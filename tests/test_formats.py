@@ -27,7 +27,7 @@ from feeds.formats.delimited import fits
 from feeds.formats.format import ReadOptions, ReceiveClock
 from feeds.formats.ladder import Ladder, Ladders
 from feeds.formats.lines import blocks
-from feeds.formats.source import Limits, Source, open_sources
+from feeds.formats.source import NAME_LENGTH, NAMES, Limits, Source, open_sources
 from feeds.layout import SCHEMAS
 from feeds.records import BAD_TS_RECV, BUY, CLEAR, GAP, LAST, SELL, SET, SNAPSHOT
 from tests.format_samples import START_S, START_US, samples
@@ -226,6 +226,31 @@ def test_every_member_of_an_archive_is_a_source(tmp_path):
     assert {row["symbol"] for source in sources for rows in read_source(source).values() for row in rows} == {"BTCUSDT"}
 
 
+def test_what_macos_puts_into_archives_is_no_source(tmp_path):
+    beside = ("__MACOSX/day/._XBTUSD.csv", "day/._XBTUSD.csv", "day/.DS_Store")
+    with zipfile.ZipFile(tmp_path / "mac.zip", "w") as archive:
+        archive.writestr("day/XBTUSD.csv", f"{START_S},10.5,1\n")
+        for name in beside:
+            archive.writestr(name, b"\x00\x05\x16\x07")
+    assert len(read(tmp_path / "mac.zip")[0]["trades"]) == 1
+    with zipfile.ZipFile(tmp_path / "none.zip", "w") as archive:
+        archive.writestr(beside[0], b"\x00\x05\x16\x07")
+    with pytest.raises(RecordingError, match="the archive holds no file"):
+        read(tmp_path / "none.zip")
+
+
+def test_however_many_kinds_of_records_have_no_place_few_are_told_apart(tmp_path):
+    (tmp_path / "x").touch()
+    source = Source(tmp_path / "x")
+    for i in range(1_000):
+        source.pass_over(f"{i:03}" + "x" * 1_000)
+        source.pass_over("000" + "x" * 1_000)
+    assert len(source.passed_over) == NAMES + 1
+    assert max(map(len, source.passed_over)) == NAME_LENGTH
+    assert source.passed_over["others"] == 1_000 - NAMES
+    assert sum(source.passed_over.values()) == 2_000
+
+
 # Traps
 
 
@@ -345,6 +370,16 @@ def test_derivative_tickers_become_prints_of_no_size_where_the_last_price_change
     assert [(row["symbol"], row["price"], row["qty"]) for row in rows] == [("X", 10, 0), ("Y", 20, 0), ("X", 11, 0)]
 
 
+@pytest.mark.parametrize("levels", [[1], [0, 2], ["00"], [0, "0"]])
+def test_a_header_without_all_levels_from_the_first_on_is_not_recognised(write, levels):
+    columns = [f"{side}[{i}].{what}" for i in levels for side in ("asks", "bids") for what in ("price", "amount")]
+    path = write("s.csv", HEADER + ",".join(columns), f"x,X,{START_US},{START_US}" + ",1" * len(columns))
+    with pytest.raises(RecordingError, match="of no known format"):
+        read(path)
+    with pytest.raises(RecordingError, match="the header is none of tardis'"):
+        list(formats.by_name("tardis").read(Source(path), ReadOptions()))
+
+
 def test_books_of_several_instruments_in_one_file_are_kept_apart(write):
     header = HEADER + "asks[0].price,asks[0].amount,bids[0].price,bids[0].amount"
     ladders = [("X", "11,1,10,1"), ("Y", "21,1,20,1"), ("X", "11,1,10,1"), ("Y", "22,1,,"), ("X", "11,2,10,1")]
@@ -399,6 +434,21 @@ def test_lobster_order_book_beside_the_messages_makes_a_book_by_levels(write, mo
         {(SELL, 585.33): 60, (BUY, 585.0): 1},
     ]
     assert len(found["trades"]) == 1
+
+
+def test_lobster_files_in_one_archive_are_read_together(tmp_path):
+    book = "".join(f"5859400,50,5853300,{100 - i},5859500,1,5853200,1\n" for i in range(3))
+    with zipfile.ZipFile(tmp_path / "both.zip", "w") as archive:
+        archive.writestr("day/" + LOBSTER.format("message"), "\n".join(MESSAGES[1:4]) + "\n")
+        archive.writestr("day/" + LOBSTER.format("orderbook"), book)
+    messages, states = open_sources(tmp_path / "both.zip")
+    found = read_source(messages)
+    assert (len(found["trades"]), len(found["book"])) == (1, 7)
+    assert read_source(states) == {}
+    with zipfile.ZipFile(tmp_path / "one.zip", "w") as archive:
+        archive.writestr(LOBSTER.format("orderbook"), book)
+    with pytest.raises(RecordingError, match="name only that one"):
+        read(tmp_path / "one.zip")
 
 
 def test_lobster_files_that_do_not_belong_together(write):
@@ -631,6 +681,26 @@ def test_prints_of_bars_make_the_bars_again(bars):
     assert all((a == b).all() for a, b in zip(again, ohlc, strict=True))
     assert np.rint(made.qty * 1e8).reshape(-1, 4).sum(axis=1).tolist() == columns[4].tolist()
     assert (np.diff(made.ts) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("volume", "quantities"),
+    [
+        (57.0, [14, 14, 14, 15]),
+        (3.0, [0.75] * 4),
+        (1.0, [0.25] * 4),
+        (4e-8, [1e-8] * 4),
+        (3e-8, [0, 0, 0, 3e-8]),
+        (123_456_789.7, [30_864_197, 30_864_197, 30_864_197, 30_864_198.7]),
+        (300_000_000_000_001.0, [75_000_000_000_000, 75_000_000_000_000, 75_000_000_000_000, 75_000_000_000_001]),
+        (2.0**52 - 1, [2**50 - 1, 2**50 - 1, 2**50 - 1, 2**50 + 2]),
+    ],
+)
+def test_a_volume_is_divided_into_whole_units_where_there_are_four(volume, quantities):
+    one = np.ones(1)
+    made = prints(np.zeros(1, np.int64), np.full(1, 59), (one, one, one, one), np.array([volume]))
+    assert made.qty.tolist() == quantities
+    assert fits(made.qty).all()
 
 
 @pytest.mark.parametrize(

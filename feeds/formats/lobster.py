@@ -56,12 +56,14 @@ class Lobster:
         return (_BOOK_LINE if is_book else _LINE).match(head) is not None
 
     def read(self, source: Source, options: ReadOptions) -> Iterator[Chunk]:
-        """Yield the prints and the book."""
+        """Yield the prints and the book; an order book in one archive with its messages is read with those."""
         match = _FILE_NAME.fullmatch(source.file_name)
         if match is None:
             form = "SYMBOL_YYYY-MM-DD_start_end_message_levels.csv"
             raise RecordingError(f"{source.name}: the date is only in the name, so keep LOBSTER's, {form}")
         if match[3] == "orderbook":
+            if source.member is not None and source.beside(source.file_name.replace("_orderbook_", "_message_")):
+                return iter(())
             raise RecordingError(f"{source.name}: is read together with its message file; name only that one")
         names: dict[str, Values] = {"symbol": options.symbol or match[1], "venue": options.venue or VENUE}
         reader = _Reader(names, _midnight(source, match[2]))
