@@ -456,6 +456,7 @@ def test_records_with_the_time_of_sending_behind_them(tmp_path):
 # --- damage
 
 GOOD = trade(T, PX, 1)
+UNFIT = 4_550_000_000_000_005  # has nine decimals, of which its size leaves room for eight
 BAD = {
     "the trade has no price": trade(T, NO_PRICE, 1),
     "the side is none of A, B, N": trade(T, PX, 1, "X"),
@@ -463,6 +464,12 @@ BAD = {
     "the action is none of": order(T, "Z", 1, PX, 1),
     "an add, a modify or a trade has no price": order(T, "A", 1, NO_PRICE, 1),
     "the bar lacks a price": bar(T, (PX, NO_PRICE, PX, PX), 1),
+    "the volume is too large": bar(T, (PX, PX, PX, PX), 2**52 + 1),
+    "a price is too large for its decimals": trade(T, UNFIT, 1),
+    "is too large for its decimals": top(T, (PX, 1), (-UNFIT, 1)),
+    "too large for its decimals": ten(T, [(PX, 1)], [(PX, 1), (UNFIT, 1)]),
+    "large for its decimals": order(T, "C", 1, UNFIT, 1),
+    "price is too large for its decimals": bar(T, (PX, PX, PX, UNFIT), 1),
     "has not the 48 bytes of its kind": record(0, bytes(40)),
     "has not the 176 bytes of its kind": record(22, bytes(4)),
 }
@@ -472,13 +479,20 @@ BAD = {
 def test_a_bad_record_is_named_by_its_number_or_left_out(tmp_path, why):
     path = written(tmp_path, GOOD, BAD[why], GOOD)
     # A bar beside trades is not looked at, so it stands alone.
-    if why.startswith("the bar"):
+    if BAD[why][1] == 33:
         path = written(tmp_path, bar(T, (PX, PX, PX, PX), 1), BAD[why], bar(T, (PX, PX, PX, PX), 1))
     with pytest.raises(RecordingError, match=rf"x\.dbn:2: .*{why}"):
         read(path)
     tables, source = read(path, skip_bad=True)
     assert tables["trades"].num_rows in (2, 8)
     assert source.refused == 1
+
+
+def test_large_prices_that_can_be_printed_are_good(tmp_path):
+    trades = read(written(tmp_path, trade(T, 9_000_000_250_000_000, 1), trade(T, -9_000_000_250_000_000, 1)))[0][
+        "trades"
+    ]
+    assert trades["price"].to_pylist() == [9_000_000.25, -9_000_000.25]
 
 
 def test_a_record_cut_off_is_named_and_those_before_it_are_kept(tmp_path):

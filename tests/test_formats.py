@@ -436,6 +436,15 @@ def test_lobster_order_book_beside_the_messages_makes_a_book_by_levels(write, mo
     assert len(found["trades"]) == 1
 
 
+def test_lobster_sizes_that_no_market_has_are_bad(write):
+    path = write(LOBSTER.format("message"), MESSAGES[0], "34200.5,1,12,4503599627370497,5859400,-1")
+    with pytest.raises(RecordingError, match=r"message_2\.csv:2: size is too large \(4503599627370497\)"):
+        read(path)
+    write(LOBSTER.format("orderbook"), "5859400,4503599627370497,5853300,100,5859500,1,5853200,1")
+    with pytest.raises(RecordingError, match=r"orderbook_2\.csv:1: ask_size\[0\] is too large"):
+        read(write(LOBSTER.format("message"), MESSAGES[0]))
+
+
 def test_lobster_files_in_one_archive_are_read_together(tmp_path):
     book = "".join(f"5859400,50,5853300,{100 - i},5859500,1,5853200,1\n" for i in range(3))
     with zipfile.ZipFile(tmp_path / "both.zip", "w") as archive:
@@ -460,6 +469,17 @@ def test_lobster_files_that_do_not_belong_together(write):
     assert (len(found["book"]), source.refused) == (5, len(MESSAGES) - 1)
     with pytest.raises(RecordingError, match="name only that one"):
         read(path.with_name(LOBSTER.format("orderbook")))
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.dictionary(pa.int32(), pa.string())])
+def test_our_own_rows_without_a_venue_have_an_empty_one(tmp_path, kind):
+    (data,) = (data for _, name, data in samples() if name == "day.trades.parquet")
+    rows = pa.parquet.read_table(io.BytesIO(data)).slice(0, 3)
+    venues = pa.array(["V", None, None]).cast(kind)
+    path = tmp_path / "day.trades.parquet"
+    pa.parquet.write_table(rows.set_column(rows.schema.get_field_index("venue"), "venue", venues), path)
+    assert [row["venue"] for row in read(path)[0]["trades"]] == ["V", "", ""]
+    assert [row["venue"] for row in read(path, venue="W")[0]["trades"]] == ["W"] * 3
 
 
 # What is wrong, and where

@@ -34,6 +34,8 @@ _PATTERNS: Final = {
     INT: r"^[ \t]*-?[0-9]{1,18}[ \t]*$",
     FLOAT: r"^[ \t]*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?[ \t]*$",
 }
+#: What a number is that does not :func:`fits`.
+UNFIT: Final = f"has over {layout.MAX_DECIMALS} decimals or is too large"
 _FINEST: Final = 10.0**layout.MAX_DECIMALS
 #: The largest number of which all :data:`feeds.layout.MAX_DECIMALS` decimals can be told.
 _FINE: Final = MAX_UNITS / _FINEST
@@ -125,7 +127,7 @@ class Rows:
         """
         rows = self
         for name in (*prices, *quantities):
-            rows = rows.keep(fits(rows.floats(name)), f"has over {layout.MAX_DECIMALS} decimals or is too large", name)
+            rows = rows.keep(fits(rows.floats(name)), UNFIT, name)
         for name in quantities:
             rows = rows.keep(~(rows.floats(name) < 0.0), "is negative", name)
         return rows

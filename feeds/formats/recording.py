@@ -169,5 +169,12 @@ def _columns(table: str, batch: pa.RecordBatch, clock: ReceiveClock, options: Re
         columns["qty"] = np.nan_to_num(columns["qty"])
     columns["ts_recv"], late = clock.hold(columns["ts_recv"].cast(pa.int64()).to_numpy())
     columns["evt_flags"] = columns["evt_flags"].to_numpy() | late
-    columns["venue"] = options.venue or columns.get("venue", "")
+    columns["venue"] = options.venue or _named(columns.get("venue", ""))
     return columns
+
+
+def _named(venue: Values) -> Values:
+    """Return venues that are all there: "" for null, as for a column that is missing."""
+    if isinstance(venue, pa.Array) and not _there(venue).all():
+        return pc.fill_null(venue.cast(pa.string()), "")
+    return venue
