@@ -22,6 +22,8 @@ from hypothesis.extra import numpy as hnp
 
 from feeds import formats
 from feeds.errors import RecordingError
+from feeds.formats import recording
+from feeds.formats.arrow_messages import unpacked_bytes
 from feeds.formats.bars import prints
 from feeds.formats.delimited import fits
 from feeds.formats.format import ReadOptions, ReceiveClock
@@ -471,10 +473,96 @@ def test_lobster_files_that_do_not_belong_together(write):
         read(path.with_name(LOBSTER.format("orderbook")))
 
 
+def arrow(rows, *, stream=False, codec=None):
+    buffer = io.BytesIO()
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(
+        buffer, rows.schema, options=pa.ipc.IpcWriteOptions(compression=codec)
+    ) as writer:
+        writer.write_table(rows)
+    return buffer.getvalue()
+
+
+def sample_rows(name):
+    (data,) = (data for _, found, data in samples() if found == name)
+    return pa.parquet.read_table(io.BytesIO(data))
+
+
+@pytest.mark.parametrize("codec", [None, "zstd", "lz4"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_a_batch_of_arrow_unpacks_to_is_known_and_limited_before_it_is_unpacked(
+    tmp_path, monkeypatch, codec, stream
+):
+    rows = pa.concat_tables([sample_rows("day.trades.parquet")] * 50).unify_dictionaries().combine_chunks()
+    rows = rows.set_column(rows.schema.get_field_index("seq"), "seq", pa.array(range(len(rows))))
+    rows = rows.set_column(
+        rows.schema.get_field_index("ts_recv"),
+        "ts_recv",
+        pa.array([S] * len(rows)).cast(rows.schema.field("ts_recv").type),
+    )
+    (tmp_path / "x.arrow").write_bytes(arrow(rows, stream=stream, codec=codec))
+    assert len(read(tmp_path / "x.arrow")[0]["trades"]) == 2_000
+    size = sum(unpacked_bytes(message) for message in pa.ipc.MessageReader.open_stream(arrow(rows, stream=True)))
+    assert 2_000 * 60 < size < 2_000 * 90
+    monkeypatch.setattr(recording, "MAX_BATCH_BYTES", 10_000)
+    monkeypatch.setattr(recording, "_pieces", None)
+    with pytest.raises(
+        RecordingError, match=r"x\.arrow: a record batch unpacks to [0-9,]{7} bytes, over 10,000; write"
+    ):
+        read(tmp_path / "x.arrow")
+
+
+@pytest.mark.parametrize("codec", [None, "zstd", "lz4"])
+def test_packed_batches_and_dictionaries_of_arrow_are_as_large_as_unpacked_ones(codec):
+    words = pa.array([f"word {i % 3_000}" for i in range(9_000)])
+    rows = pa.table({"n": np.zeros(9_000), "text": words, "word": words.dictionary_encode(), "none": pa.nulls(9_000)})
+    sizes = []
+    for packing in (None, codec):
+        messages = pa.ipc.MessageReader.open_stream(arrow(rows, stream=True, codec=packing))
+        sizes.append([(message.type, unpacked_bytes(message)) for message in messages])
+    assert [kind for kind, _ in sizes[0]] == ["schema", "dictionary", "record batch"]
+    assert sizes[0] == sizes[1]
+    assert sizes[0][1][1] > 3_000 * 9
+
+
+def test_arrow_dictionaries_are_limited_together(tmp_path, monkeypatch):
+    rows = sample_rows("day.trades.parquet")
+    for name in ("venue", "symbol"):
+        words = pa.array(["V" * 600] * len(rows)).dictionary_encode()
+        rows = rows.set_column(rows.schema.get_field_index(name), name, words)
+    (tmp_path / "x.arrow").write_bytes(arrow(rows))
+    monkeypatch.setattr(recording, "MAX_BATCH_BYTES", 1_000)
+    with pytest.raises(RecordingError, match=r"a dictionary unpacks to 1,\d\d\d bytes"):
+        read(tmp_path / "x.arrow")
+
+
+def test_an_arrow_message_that_claims_to_be_huge_takes_no_memory(tmp_path):
+    data = arrow(sample_rows("day.trades.parquet"), stream=True)
+    sizes = {len(message.body) for message in pa.ipc.MessageReader.open_stream(data) if message.type == "record batch"}
+    length = sizes.pop().to_bytes(8, "little")
+    assert data.count(length) == 1
+    (tmp_path / "x.arrows").write_bytes(data.replace(length, (1 << 46).to_bytes(8, "little")))
+    with pytest.raises(RecordingError, match="cannot be read as Parquet or Arrow IPC"):
+        read(tmp_path / "x.arrows")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lambda data: pa.compress(data, codec="zstd", asbytes=True)])
+def test_arrow_may_be_packed_and_parquet_may_not(tmp_path, pack):
+    rows = sample_rows("day.trades.parquet")
+    for stream in (True, False):
+        (tmp_path / "x").write_bytes(pack(arrow(rows, stream=stream)))
+        assert len(read(tmp_path / "x")[0]["trades"]) == len(rows)
+    pa.parquet.write_table(rows, tmp_path / "y")
+    (tmp_path / "y").write_bytes(pack((tmp_path / "y").read_bytes()))
+    with pytest.raises(RecordingError, match=r"y: is packed Parquet, .* unpack it"):
+        read(tmp_path / "y")
+    (tmp_path / "y").write_bytes(pack(b"1,2\n"))
+    with pytest.raises(RecordingError, match="y: is neither Parquet nor Arrow IPC"):
+        list(formats.by_name("recording").read(Source(tmp_path / "y"), ReadOptions()))
+
+
 @pytest.mark.parametrize("kind", [pa.string(), pa.dictionary(pa.int32(), pa.string())])
 def test_our_own_rows_without_a_venue_have_an_empty_one(tmp_path, kind):
-    (data,) = (data for _, name, data in samples() if name == "day.trades.parquet")
-    rows = pa.parquet.read_table(io.BytesIO(data)).slice(0, 3)
+    rows = sample_rows("day.trades.parquet").slice(0, 3)
     venues = pa.array(["V", None, None]).cast(kind)
     path = tmp_path / "day.trades.parquet"
     pa.parquet.write_table(rows.set_column(rows.schema.get_field_index("venue"), "venue", venues), path)
