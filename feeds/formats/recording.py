@@ -1,7 +1,8 @@
 """Our own recordings: a table's Parquet file, or Arrow IPC (file or stream) with the same columns.
 
-Their ``seq`` is kept, so that the files of one recording can be put together again. This module must not know where
-the other files of a recording are.
+Arrow IPC is read from the beginning to the end, so it may be packed; its dictionaries have to come before the batches
+that use them, as pyarrow writes them. The ``seq`` of rows is kept, so that the files of one recording can be put
+together again. This module must not know where the other files of a recording are.
 """
 
 from __future__ import annotations
