@@ -144,6 +144,7 @@ def test_without_an_acknowledgement_only_a_snapshot_of_a_whole_depth_tells_it(tm
     assert removed(tmp_path, bids(8)) == removed(tmp_path, bids(24)) == []
     assert removed(tmp_path, bids(25)) == [976.0, 977.0, 978.0, 979.0, 980.0]
     assert 25 in DEPTHS
+    assert removed(tmp_path, acknowledged(None), bids(24)) == []
     refusal = {"method": "subscribe", "error": "Currency pair not supported", "result": None, "success": False}
     assert removed(tmp_path, refusal, bids(9)) == []
 

@@ -74,7 +74,7 @@ class _Head(msgspec.Struct):
 class _Granted(msgspec.Struct):
     channel: str = ""
     symbol: str = ""
-    depth: Annotated[int, msgspec.Meta(ge=1)] = DEPTHS[0]  # Kraken's own default
+    depth: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 class _Acknowledged(msgspec.Struct):
@@ -159,7 +159,7 @@ class KrakenMessages:
         """Do nothing: nothing waits for anything."""
 
     def _acknowledge(self, granted: _Granted | None) -> None:
-        if granted is not None and granted.channel == "book":
+        if granted is not None and granted.channel == "book" and granted.depth is not None:
             self._depths[granted.symbol] = granted.depth
 
     def _ticker(self, row: _Row, snapshot: bool) -> None:
