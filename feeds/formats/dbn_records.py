@@ -184,7 +184,11 @@ def _without_price(records: Records) -> Mask:
 
 
 def _unfit(prices: npt.NDArray[np.int64]) -> Mask:
-    """Return the records with a price that cannot be printed; shape ``(n,)`` or ``(n, prices)``."""
+    """Return which records have a price that cannot be printed.
+
+    Args:
+        prices: Of shape ``(records,)`` or ``(records, prices)``.
+    """
     # Nine decimals are all that there are, so only what is large can be unfit.
     unfit: Mask = ((prices > MAX_UNITS) | (prices < -MAX_UNITS)) & (prices != _NO_PRICE)
     if unfit.any():
@@ -221,8 +225,9 @@ _PRINT_FAULTS: Final = (
     Fault(lambda records: _is_trade(records) & _without_side(records), "the side is none of A, B, N"),
     Fault(lambda records: _is_trade(records) & _unfit(records["price"]), _TOO_LARGE),
 )
-_QUOTE_FAULTS: Final = (_NO_TIME, Fault(_unfit_level, _TOO_LARGE))
-_BOTH_FAULTS: Final = (*_PRINT_FAULTS, Fault(_unfit_level, _TOO_LARGE))
+_UNFIT_LEVEL: Final = Fault(_unfit_level, _TOO_LARGE)
+_QUOTE_FAULTS: Final = (_NO_TIME, _UNFIT_LEVEL)
+_BOTH_FAULTS: Final = (*_PRINT_FAULTS, _UNFIT_LEVEL)
 _ORDER_FAULTS: Final = (
     _NO_TIME,
     Fault(lambda records: _ACTIONS[records["action"]] == _UNKNOWN, "the action is none of A, C, M, R, T, F, N"),
