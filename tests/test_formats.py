@@ -25,10 +25,10 @@ from feeds.errors import RecordingError
 from feeds.formats import recording
 from feeds.formats.arrow_messages import unpacked_bytes
 from feeds.formats.bars import prints
-from feeds.formats.delimited import fits
 from feeds.formats.format import ReadOptions, ReceiveClock
 from feeds.formats.ladder import Ladder, Ladders
 from feeds.formats.lines import blocks
+from feeds.formats.numbers import fits
 from feeds.formats.source import NAME_LENGTH, NAMES, Limits, Source, open_sources
 from feeds.layout import SCHEMAS
 from feeds.records import BAD_TS_RECV, BUY, CLEAR, GAP, LAST, SELL, SET, SNAPSHOT

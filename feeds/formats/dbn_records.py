@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from feeds.formats import bars
 from feeds.formats.dbn_events import Events, TableRows
-from feeds.formats.delimited import fits
 from feeds.formats.ladder import Ladder, Ladders
+from feeds.formats.numbers import fits
 from feeds.instruments import MAX_UNITS
 from feeds.records import ADD, CANCEL, CLEAR, FILL, I32, I64, LAST, MISSING, MODIFY, NO_SIDE, SNAPSHOT, TRADE
 

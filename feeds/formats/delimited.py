@@ -15,14 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 
-from feeds import layout
 from feeds.errors import RecordingError
 from feeds.formats.lines import Lines, blocks
+from feeds.formats.numbers import F64, UNFIT, Mask, fits
 from feeds.formats.source import Source
-from feeds.instruments import MAX_UNITS
-
-F64 = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
 
 INT: Final = pa.int64()
 FLOAT: Final = pa.float64()
@@ -34,11 +30,6 @@ _PATTERNS: Final = {
     INT: r"^[ \t]*-?[0-9]{1,18}[ \t]*$",
     FLOAT: r"^[ \t]*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?[ \t]*$",
 }
-#: What a number is that does not :func:`fits`.
-UNFIT: Final = f"has over {layout.MAX_DECIMALS} decimals or is too large"
-_FINEST: Final = 10.0**layout.MAX_DECIMALS
-#: The largest number of which all :data:`feeds.layout.MAX_DECIMALS` decimals can be told.
-_FINE: Final = MAX_UNITS / _FINEST
 _MAX_TIME: Final = 2**63 - 1
 _UNKNOWN: Final = -128
 
@@ -131,25 +122,6 @@ class Rows:
         for name in quantities:
             rows = rows.keep(~(rows.floats(name) < 0.0), "is negative", name)
         return rows
-
-
-def fits(values: F64) -> Mask:
-    """Return where a number can be printed so that it is told from its neighbours; true where it is NaN."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        good: Mask = (np.rint(values * _FINEST) / _FINEST == values) & (np.abs(values) <= _FINE)
-        if not good.all():
-            good[~good] = _fits_coarsely(values[~good])
-    return good
-
-
-def _fits_coarsely(values: F64) -> Mask:
-    """Allow a number as many decimals as its size leaves room for, and the error of arithmetic."""
-    with np.errstate(divide="ignore"):
-        scale = 10.0 ** np.clip(np.floor(np.log10(MAX_UNITS / np.abs(values))), 0, layout.MAX_DECIMALS)
-    size = np.abs(values)
-    near = np.abs(np.rint(values * scale) / scale - values) <= size * layout.DECIMAL_TOLERANCE
-    fit: Mask = np.isnan(values) | (near & (size <= MAX_UNITS))
-    return fit
 
 
 def rows(source: Source, names: Sequence[str], types: Mapping[str, pa.DataType], *, header: bool) -> Iterator[Rows]:

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from feeds import layout
-from feeds.formats.delimited import UNFIT, fits
 from feeds.formats.format import Assembly, Chunk, Part
+from feeds.formats.numbers import UNFIT, fits
 from feeds.formats.source import Source
 from feeds.instruments import MAX_UNITS
 from feeds.records import BUY, CLEAR, GAP, I64, LAST, MISSING, NO_SIDE, SELL, SET, SNAPSHOT, U8

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from feeds import layout
 from feeds.errors import RecordingError
 from feeds.formats.arrow_messages import unpacked_bytes
-from feeds.formats.delimited import fits
 from feeds.formats.format import Chunk, ReadOptions, ReceiveClock, Values, build
+from feeds.formats.numbers import fits
 from feeds.formats.source import Source
 from feeds.records import ADD, CLEAR, FILL, MODIFY, SELL, SET
 
