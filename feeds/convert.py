@@ -27,6 +27,7 @@ from feeds.records import MISSING
 from feeds.store import Silences, path_of, read_instruments, write_instruments
 from feeds.survey import Survey, TableSummary
 from feeds.tablefile import ROW_GROUP, TableFile, published
+from feeds.tapelog import segments
 
 #: With more sources than these, where each begins is looked up first, so that they need not all be open at once.
 MANY: Final = 16
@@ -146,13 +147,18 @@ class Conversion:
             progress: Called now and then.
 
         Raises:
-            RecordingError: As :meth:`check`; there is such a recording already; or it cannot be written.
+            RecordingError: As :meth:`check`; there is such a recording already, or a log that will become it; or it
+                cannot be written.
         """
         existing = [path for part in (*layout.TABLES, "instruments") if (path := _part(prefix, part)).exists()]
         if existing and not self._options.force:
             raise RecordingError(f"{existing[0]}: is there already; choose another name, or write over it with --force")
         if not prefix.parent.is_dir():
             raise RecordingError(f"{prefix.parent}: there is no such folder")
+        if log := segments(prefix):
+            raise RecordingError(
+                f"{log[0]}: is to become a recording of that name; choose another, or compact it first"
+            )
         encoding = _Encoding()
         writers = [_Writer(table, _part(prefix, table), encoding) for table in layout.TABLES]
         with published(prefix, [writer.file for writer in writers]):

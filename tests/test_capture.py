@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+from functools import partial
 
 import pytest
 
 from feeds.errors import RecordingError
 from feeds.formats import by_name, capture, detect
+from feeds.formats.lines import blocks
 from feeds.formats.source import Source
+from feeds.records import GAP, LAST
 from tests.captures import T, line, read, rows
 
 QUOTE = '{"u":1,"s":"BTCUSDT","b":"1.5","B":"1","a":"2.5","A":"1"}'
@@ -67,6 +70,56 @@ def test_what_cryptofeed_notes_is_no_message_and_addresses_name_the_symbol_of_a_
         (1_628_952_396_250_000_000, "BTCUSDT", 1.2),
     ]
     assert source.passed_over == {"messages of no known kind": 1}
+
+
+UNFIT = {
+    "decimals": ("60000.12345678949", "1"),
+    "price": ("4550000.000000005", "1"),
+    "qty": ("1", "4550000.000000005"),
+}
+
+
+@pytest.mark.parametrize("why", UNFIT)
+def test_a_number_that_cannot_be_printed_is_a_bad_line(tmp_path, why):
+    messages = [
+        f'{{"e":"trade","E":1723161255208,"s":"BTCUSDT","t":{i},"p":"{price}","q":"{qty}","T":1723161255208,"m":true}}'
+        for i, (price, qty) in enumerate([("60000.1", "0.5"), UNFIT[why], ("60000.2", "0.5")])
+    ]
+    path = written(tmp_path, *(line(message)[:-1] for message in messages))
+    with pytest.raises(RecordingError, match=r"capture\.txt:2: (price|qty) has over 9 decimals or is too large \("):
+        read(path)
+    tables, source = read(path, skip_bad=True)
+    assert rows(tables["trades"], "trade_id", "price") == [("0", 60_000.1), ("2", 60_000.2)]
+    assert source.refused == 1
+
+
+@pytest.mark.parametrize("size", [100, 1 << 20])
+def test_what_follows_a_change_left_out_is_marked_as_after_a_gap(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(capture, "blocks", partial(blocks, size=size))
+    change = '{{"e":"depthUpdate","E":1723161255208,"s":"{}","U":{},"u":{},"b":[["{}","1"]],"a":[["2.5","1"]]}}'
+    changes = [
+        ("A", 6, "1.2"),
+        ("B", 6, "1.2"),
+        ("A", 7, "1.0000000001"),
+        ("B", 7, "1.2"),
+        ("A", 8, "1.2"),
+        ("A", 9, "1.2"),
+    ]
+    snapshots = [f"https://x.binance.com/depth?symbol={symbol} -> 1628952396.25: {WHOLE}" for symbol in "AB"]
+    lines = [f"1628952397.0: {change.format(symbol, u, u, price)}" for symbol, u, price in changes]
+    path = written(tmp_path, *snapshots, *lines)
+    with pytest.raises(RecordingError, match=r"capture\.txt:5: price has over 9 decimals"):
+        read(path)
+    tables, source = read(path, skip_bad=True)
+    told = rows(tables["book"], "symbol", "venue_seq", "evt_flags")
+    assert [(symbol, seq, flags) for symbol, seq, flags in told if seq > 5] == [
+        *(("A", 6, flags) for flags in (0, LAST)),
+        *(("B", 6, flags) for flags in (0, LAST)),
+        *(("B", 7, flags) for flags in (0, LAST)),
+        *(("A", 8, flags) for flags in (GAP, LAST)),
+        *(("A", 9, flags) for flags in (0, LAST)),
+    ]
+    assert source.refused == 1
 
 
 def test_times_that_run_backwards_are_held(tmp_path):

@@ -264,6 +264,15 @@ def test_nothing_is_written_over_without_force_and_nothing_is_left_of_a_failure(
     assert ids(tmp_path / "out") == ["b"]
 
 
+def test_a_name_that_is_being_recorded_under_is_taken(tmp_path):
+    good = trades(tmp_path / "good.csv", (1, "a"))
+    (tmp_path / "out.0001.tape").touch()
+    for force in (False, True):
+        with pytest.raises(RecordingError, match=r"out\.0001\.tape: is to become a recording of that name"):
+            conversion(good, force=force).write(tmp_path / "out")
+    conversion(good).write(tmp_path / "other")
+
+
 def many_trades(path):
     """A tardis file of three row groups of trades, and some."""
     return trades(path, *((at, f"{at:06}") for at in range(200_000)))

@@ -229,6 +229,34 @@ def test_bars_of_several_instruments_are_prints_in_one_order_of_time(tmp_path, v
     assert trades["venue_seq"].null_count == 16
 
 
+@pytest.mark.parametrize("size", [16, 56, 100, 300])
+def test_where_blocks_end_changes_nothing_of_bars_of_several_instruments(tmp_path, monkeypatch, size):
+    minute = 60_000_000_000
+    bars = [bar(T + i // 4 * minute, (PX, PX, PX, PX), 4 * i, instrument=7 + i % 4) for i in range(30)]
+    path = written(tmp_path, *bars)
+    whole = read(path)[0]["trades"]
+    monkeypatch.setattr(dbn, "BLOCK_BYTES", size)
+    pieces = read(path)[0]["trades"]
+    assert rows(pieces, *whole.column_names) == rows(whole, *whole.column_names)
+
+
+def test_not_all_bars_of_a_file_are_waited_for_though_all_be_of_one_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(dbn, "BLOCK_BYTES", 56)
+    monkeypatch.setattr(dbn, "MOST_WAITING", 3)
+    path = written(tmp_path, *(bar(T, (PX, PX, PX, PX), 4, instrument=7 + i) for i in range(10)))
+    chunks = list(Dbn().read(Source(path), ReadOptions()))
+    assert [chunk["trades"].num_rows for chunk in chunks] == [16, 16, 8]
+
+
+@real
+def test_where_blocks_end_changes_nothing_of_real_bars(monkeypatch):
+    path = DATABENTO / "futures_ohlcv-1m_2024-07-01T23-40_2024-07-02T00-10.dbn.zst"
+    whole = read(path)[0]["trades"]
+    monkeypatch.setattr(dbn, "BLOCK_BYTES", 400)
+    pieces = read(path)[0]["trades"]
+    assert rows(pieces, *whole.column_names) == rows(whole, *whole.column_names)
+
+
 @pytest.mark.parametrize(("rtype", "seconds"), [(32, 1), (33, 60), (34, 3600), (35, 86_400), (36, 86_400)])
 def test_a_bar_ends_where_the_next_begins(tmp_path, rtype, seconds):
     trades = read(written(tmp_path, bar(T, (PX, PX, PX, PX), 4, rtype=rtype)))[0]["trades"]
@@ -344,10 +372,9 @@ def test_where_blocks_end_changes_nothing(tmp_path, monkeypatch):
 
 def test_bars_alone_in_the_first_block_go_on_being_told(tmp_path, monkeypatch):
     monkeypatch.setattr(dbn, "BLOCK_BYTES", 56)
-    tables, source = read(
-        written(tmp_path, bar(T, (PX, PX, PX, PX), 4), trade(T, PX, 1), trade(T, PX, 1, instrument=8))
-    )
-    assert tables["trades"].num_rows == 5
+    bars = [bar(T + i, (PX, PX, PX, PX), 4) for i in range(2)]  # the first is told once a later one is there
+    tables, source = read(written(tmp_path, *bars, trade(T, PX, 1), trade(T, PX, 1, instrument=8)))
+    assert tables["trades"].num_rows == 9
     assert source.passed_over == {"trades told twice": 1}
 
 
@@ -390,6 +417,19 @@ def test_a_symbol_changes_its_id_at_midnight(tmp_path):
     assert trades["symbol"].to_pylist() == ["ESH4", "ESM4", "7"]  # nothing says what 7 is on the third day
 
 
+@versions
+def test_a_mapping_among_the_records_holds_for_what_comes_after_it(tmp_path, version):
+    records = [trade(T, PX, 1), mapping(version, "ESU4", instrument=7), trade(T, PX, 1)]
+    records += [mapping(version, "ESZ4", instrument=7), mapping(version, "NQZ4", instrument=8)]
+    records += [trade(T, PX, 1), trade(T, NO_PRICE, 1), trade(T, PX, 1, instrument=8)]
+    path = written(tmp_path, *records, version=version)
+    with pytest.raises(RecordingError, match=r"x\.dbn:7: the trade has no price"):
+        read(path)
+    tables, source = read(path, skip_bad=True)
+    assert tables["trades"]["symbol"].to_pylist() == ["ESH4", "ESU4", "ESZ4", "NQZ4"]
+    assert source.passed_over == {"symbol mappings": 3}
+
+
 def test_a_file_asked_for_by_id_names_the_symbols_too(tmp_path):
     path = written(tmp_path, trade(T, PX, 1), mappings={"7": [(DAY, date(2023, 12, 26), "ESH4")]}, by_id=True)
     assert read(path)[0]["trades"]["symbol"].to_pylist() == ["ESH4"]
@@ -416,6 +456,7 @@ def test_records_with_the_time_of_sending_behind_them(tmp_path):
 # --- damage
 
 GOOD = trade(T, PX, 1)
+UNFIT = 4_550_000_000_000_005  # has nine decimals, of which its size leaves room for eight
 BAD = {
     "the trade has no price": trade(T, NO_PRICE, 1),
     "the side is none of A, B, N": trade(T, PX, 1, "X"),
@@ -423,7 +464,14 @@ BAD = {
     "the action is none of": order(T, "Z", 1, PX, 1),
     "an add, a modify or a trade has no price": order(T, "A", 1, NO_PRICE, 1),
     "the bar lacks a price": bar(T, (PX, NO_PRICE, PX, PX), 1),
+    "the volume is too large": bar(T, (PX, PX, PX, PX), 2**52 + 1),
+    "a price is too large for its decimals": trade(T, UNFIT, 1),
+    "is too large for its decimals": top(T, (PX, 1), (-UNFIT, 1)),
+    "too large for its decimals": ten(T, [(PX, 1)], [(PX, 1), (UNFIT, 1)]),
+    "large for its decimals": order(T, "C", 1, UNFIT, 1),
+    "price is too large for its decimals": bar(T, (PX, PX, PX, UNFIT), 1),
     "has not the 48 bytes of its kind": record(0, bytes(40)),
+    "has not the 176 bytes of its kind": record(22, bytes(4)),
 }
 
 
@@ -431,13 +479,20 @@ BAD = {
 def test_a_bad_record_is_named_by_its_number_or_left_out(tmp_path, why):
     path = written(tmp_path, GOOD, BAD[why], GOOD)
     # A bar beside trades is not looked at, so it stands alone.
-    if why.startswith("the bar"):
+    if BAD[why][1] == 33:
         path = written(tmp_path, bar(T, (PX, PX, PX, PX), 1), BAD[why], bar(T, (PX, PX, PX, PX), 1))
     with pytest.raises(RecordingError, match=rf"x\.dbn:2: .*{why}"):
         read(path)
     tables, source = read(path, skip_bad=True)
     assert tables["trades"].num_rows in (2, 8)
     assert source.refused == 1
+
+
+def test_large_prices_that_can_be_printed_are_good(tmp_path):
+    trades = read(written(tmp_path, trade(T, 9_000_000_250_000_000, 1), trade(T, -9_000_000_250_000_000, 1)))[0][
+        "trades"
+    ]
+    assert trades["price"].to_pylist() == [9_000_000.25, -9_000_000.25]
 
 
 def test_a_record_cut_off_is_named_and_those_before_it_are_kept(tmp_path):

@@ -22,12 +22,14 @@ from hypothesis.extra import numpy as hnp
 
 from feeds import formats
 from feeds.errors import RecordingError
+from feeds.formats import recording
+from feeds.formats.arrow_messages import unpacked_bytes
 from feeds.formats.bars import prints
-from feeds.formats.delimited import fits
 from feeds.formats.format import ReadOptions, ReceiveClock
 from feeds.formats.ladder import Ladder, Ladders
 from feeds.formats.lines import blocks
-from feeds.formats.source import Limits, Source, open_sources
+from feeds.formats.numbers import fits
+from feeds.formats.source import NAME_LENGTH, NAMES, Limits, Source, open_sources
 from feeds.layout import SCHEMAS
 from feeds.records import BAD_TS_RECV, BUY, CLEAR, GAP, LAST, SELL, SET, SNAPSHOT
 from tests.format_samples import START_S, START_US, samples
@@ -226,6 +228,31 @@ def test_every_member_of_an_archive_is_a_source(tmp_path):
     assert {row["symbol"] for source in sources for rows in read_source(source).values() for row in rows} == {"BTCUSDT"}
 
 
+def test_what_macos_puts_into_archives_is_no_source(tmp_path):
+    beside = ("__MACOSX/day/._XBTUSD.csv", "day/._XBTUSD.csv", "day/.DS_Store")
+    with zipfile.ZipFile(tmp_path / "mac.zip", "w") as archive:
+        archive.writestr("day/XBTUSD.csv", f"{START_S},10.5,1\n")
+        for name in beside:
+            archive.writestr(name, b"\x00\x05\x16\x07")
+    assert len(read(tmp_path / "mac.zip")[0]["trades"]) == 1
+    with zipfile.ZipFile(tmp_path / "none.zip", "w") as archive:
+        archive.writestr(beside[0], b"\x00\x05\x16\x07")
+    with pytest.raises(RecordingError, match="the archive holds no file"):
+        read(tmp_path / "none.zip")
+
+
+def test_however_many_kinds_of_records_have_no_place_few_are_told_apart(tmp_path):
+    (tmp_path / "x").touch()
+    source = Source(tmp_path / "x")
+    for i in range(1_000):
+        source.pass_over(f"{i:03}" + "x" * 1_000)
+        source.pass_over("000" + "x" * 1_000)
+    assert len(source.passed_over) == NAMES + 1
+    assert max(map(len, source.passed_over)) == NAME_LENGTH
+    assert source.passed_over["others"] == 1_000 - NAMES
+    assert sum(source.passed_over.values()) == 2_000
+
+
 # Traps
 
 
@@ -235,6 +262,15 @@ def test_binance_times_are_milliseconds_before_2025_and_microseconds_after(write
     assert [row["ts_recv"] for row in rows] == [1_735_689_599_999_000_000, 1_735_689_600_000_123_000]
     assert [row["side"] for row in rows] == [SELL, BUY]
     assert [row["trade_id"] for row in rows] == ["1", "2"]
+
+
+@pytest.mark.parametrize("time", [9_223_372_036_855, 17_231_612_557_470, 10**14 - 1])
+def test_binance_times_between_milliseconds_and_microseconds_are_bad(write, time):
+    lines = [f"{i},10.5,2,21,{at},True,True" for i, at in enumerate((1_723_161_255_747, time, 1_723_161_255_748))]
+    path = write("BTCUSDT-trades-2024-08-08.csv", *lines)
+    with pytest.raises(RecordingError, match=rf"\.csv:2: time is no time of this age \({time}\)"):
+        read(path)
+    assert [row["trade_id"] for row in read(path, skip_bad=True)[0]["trades"]] == ["0", "2"]
 
 
 @pytest.mark.parametrize("header", ["", "id,price,qty,quote_qty,time,is_buyer_maker\n"])
@@ -336,6 +372,16 @@ def test_derivative_tickers_become_prints_of_no_size_where_the_last_price_change
     assert [(row["symbol"], row["price"], row["qty"]) for row in rows] == [("X", 10, 0), ("Y", 20, 0), ("X", 11, 0)]
 
 
+@pytest.mark.parametrize("levels", [[1], [0, 2], ["00"], [0, "0"]])
+def test_a_header_without_all_levels_from_the_first_on_is_not_recognised(write, levels):
+    columns = [f"{side}[{i}].{what}" for i in levels for side in ("asks", "bids") for what in ("price", "amount")]
+    path = write("s.csv", HEADER + ",".join(columns), f"x,X,{START_US},{START_US}" + ",1" * len(columns))
+    with pytest.raises(RecordingError, match="of no known format"):
+        read(path)
+    with pytest.raises(RecordingError, match="the header is none of tardis'"):
+        list(formats.by_name("tardis").read(Source(path), ReadOptions()))
+
+
 def test_books_of_several_instruments_in_one_file_are_kept_apart(write):
     header = HEADER + "asks[0].price,asks[0].amount,bids[0].price,bids[0].amount"
     ladders = [("X", "11,1,10,1"), ("Y", "21,1,20,1"), ("X", "11,1,10,1"), ("Y", "22,1,,"), ("X", "11,2,10,1")]
@@ -392,6 +438,30 @@ def test_lobster_order_book_beside_the_messages_makes_a_book_by_levels(write, mo
     assert len(found["trades"]) == 1
 
 
+def test_lobster_sizes_that_no_market_has_are_bad(write):
+    path = write(LOBSTER.format("message"), MESSAGES[0], "34200.5,1,12,4503599627370497,5859400,-1")
+    with pytest.raises(RecordingError, match=r"message_2\.csv:2: size is too large \(4503599627370497\)"):
+        read(path)
+    write(LOBSTER.format("orderbook"), "5859400,4503599627370497,5853300,100,5859500,1,5853200,1")
+    with pytest.raises(RecordingError, match=r"orderbook_2\.csv:1: ask_size\[0\] is too large"):
+        read(write(LOBSTER.format("message"), MESSAGES[0]))
+
+
+def test_lobster_files_in_one_archive_are_read_together(tmp_path):
+    book = "".join(f"5859400,50,5853300,{100 - i},5859500,1,5853200,1\n" for i in range(3))
+    with zipfile.ZipFile(tmp_path / "both.zip", "w") as archive:
+        archive.writestr("day/" + LOBSTER.format("message"), "\n".join(MESSAGES[1:4]) + "\n")
+        archive.writestr("day/" + LOBSTER.format("orderbook"), book)
+    messages, states = open_sources(tmp_path / "both.zip")
+    found = read_source(messages)
+    assert (len(found["trades"]), len(found["book"])) == (1, 7)
+    assert read_source(states) == {}
+    with zipfile.ZipFile(tmp_path / "one.zip", "w") as archive:
+        archive.writestr(LOBSTER.format("orderbook"), book)
+    with pytest.raises(RecordingError, match="name only that one"):
+        read(tmp_path / "one.zip")
+
+
 def test_lobster_files_that_do_not_belong_together(write):
     write(LOBSTER.format("orderbook"), "5859400,50,5853300,100,5859500,1,5853200,1")
     path = write(LOBSTER.format("message"), *MESSAGES)
@@ -401,6 +471,103 @@ def test_lobster_files_that_do_not_belong_together(write):
     assert (len(found["book"]), source.refused) == (5, len(MESSAGES) - 1)
     with pytest.raises(RecordingError, match="name only that one"):
         read(path.with_name(LOBSTER.format("orderbook")))
+
+
+def arrow(rows, *, stream=False, codec=None):
+    buffer = io.BytesIO()
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(
+        buffer, rows.schema, options=pa.ipc.IpcWriteOptions(compression=codec)
+    ) as writer:
+        writer.write_table(rows)
+    return buffer.getvalue()
+
+
+def sample_rows(name):
+    (data,) = (data for _, found, data in samples() if found == name)
+    return pa.parquet.read_table(io.BytesIO(data))
+
+
+@pytest.mark.parametrize("codec", [None, "zstd", "lz4"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_a_batch_of_arrow_unpacks_to_is_known_and_limited_before_it_is_unpacked(
+    tmp_path, monkeypatch, codec, stream
+):
+    rows = pa.concat_tables([sample_rows("day.trades.parquet")] * 50).unify_dictionaries().combine_chunks()
+    rows = rows.set_column(rows.schema.get_field_index("seq"), "seq", pa.array(range(len(rows))))
+    rows = rows.set_column(
+        rows.schema.get_field_index("ts_recv"),
+        "ts_recv",
+        pa.array([S] * len(rows)).cast(rows.schema.field("ts_recv").type),
+    )
+    (tmp_path / "x.arrow").write_bytes(arrow(rows, stream=stream, codec=codec))
+    assert len(read(tmp_path / "x.arrow")[0]["trades"]) == 2_000
+    size = sum(unpacked_bytes(message) for message in pa.ipc.MessageReader.open_stream(arrow(rows, stream=True)))
+    assert 2_000 * 60 < size < 2_000 * 90
+    monkeypatch.setattr(recording, "MAX_BATCH_BYTES", 10_000)
+    monkeypatch.setattr(recording, "_pieces", None)
+    with pytest.raises(
+        RecordingError, match=r"x\.arrow: a record batch unpacks to [0-9,]{7} bytes, over 10,000; write"
+    ):
+        read(tmp_path / "x.arrow")
+
+
+@pytest.mark.parametrize("codec", [None, "zstd", "lz4"])
+def test_packed_batches_and_dictionaries_of_arrow_are_as_large_as_unpacked_ones(codec):
+    words = pa.array([f"word {i % 3_000}" for i in range(9_000)])
+    rows = pa.table({"n": np.zeros(9_000), "text": words, "word": words.dictionary_encode(), "none": pa.nulls(9_000)})
+    sizes = []
+    for packing in (None, codec):
+        messages = pa.ipc.MessageReader.open_stream(arrow(rows, stream=True, codec=packing))
+        sizes.append([(message.type, unpacked_bytes(message)) for message in messages])
+    assert [kind for kind, _ in sizes[0]] == ["schema", "dictionary", "record batch"]
+    assert sizes[0] == sizes[1]
+    assert sizes[0][1][1] > 3_000 * 9
+
+
+def test_arrow_dictionaries_are_limited_together(tmp_path, monkeypatch):
+    rows = sample_rows("day.trades.parquet")
+    for name in ("venue", "symbol"):
+        words = pa.array(["V" * 600] * len(rows)).dictionary_encode()
+        rows = rows.set_column(rows.schema.get_field_index(name), name, words)
+    (tmp_path / "x.arrow").write_bytes(arrow(rows))
+    monkeypatch.setattr(recording, "MAX_BATCH_BYTES", 1_000)
+    with pytest.raises(RecordingError, match=r"a dictionary unpacks to 1,\d\d\d bytes"):
+        read(tmp_path / "x.arrow")
+
+
+def test_an_arrow_message_that_claims_to_be_huge_takes_no_memory(tmp_path):
+    data = arrow(sample_rows("day.trades.parquet"), stream=True)
+    sizes = {len(message.body) for message in pa.ipc.MessageReader.open_stream(data) if message.type == "record batch"}
+    length = sizes.pop().to_bytes(8, "little")
+    assert data.count(length) == 1
+    (tmp_path / "x.arrows").write_bytes(data.replace(length, (1 << 46).to_bytes(8, "little")))
+    with pytest.raises(RecordingError, match="cannot be read as Parquet or Arrow IPC"):
+        read(tmp_path / "x.arrows")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lambda data: pa.compress(data, codec="zstd", asbytes=True)])
+def test_arrow_may_be_packed_and_parquet_may_not(tmp_path, pack):
+    rows = sample_rows("day.trades.parquet")
+    for stream in (True, False):
+        (tmp_path / "x").write_bytes(pack(arrow(rows, stream=stream)))
+        assert len(read(tmp_path / "x")[0]["trades"]) == len(rows)
+    pa.parquet.write_table(rows, tmp_path / "y")
+    (tmp_path / "y").write_bytes(pack((tmp_path / "y").read_bytes()))
+    with pytest.raises(RecordingError, match=r"y: is packed Parquet, .* unpack it"):
+        read(tmp_path / "y")
+    (tmp_path / "y").write_bytes(pack(b"1,2\n"))
+    with pytest.raises(RecordingError, match="y: is neither Parquet nor Arrow IPC"):
+        list(formats.by_name("recording").read(Source(tmp_path / "y"), ReadOptions()))
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.dictionary(pa.int32(), pa.string())])
+def test_our_own_rows_without_a_venue_have_an_empty_one(tmp_path, kind):
+    rows = sample_rows("day.trades.parquet").slice(0, 3)
+    venues = pa.array(["V", None, None]).cast(kind)
+    path = tmp_path / "day.trades.parquet"
+    pa.parquet.write_table(rows.set_column(rows.schema.get_field_index("venue"), "venue", venues), path)
+    assert [row["venue"] for row in read(path)[0]["trades"]] == ["V", "", ""]
+    assert [row["venue"] for row in read(path, venue="W")[0]["trades"]] == ["W"] * 3
 
 
 # What is wrong, and where
@@ -437,6 +604,28 @@ def test_a_bad_row_names_its_line_and_can_be_left_out(tmp_path, line, complaint)
     assert source.complaints[0].startswith(f"{path}:5: ")
 
 
+NAN = {
+    "XBTUSD.csv": [f"{START_S},10.5,1", f"{START_S},nan,1", f"{START_S},10.5,NaN"],
+    "BTCUSDT-trades-2024-08-08.csv": [
+        f"{i},{row},21,{START_S}000,true" for i, row in enumerate(("1,1", "nan,1", "1,NaN"))
+    ],
+    "b.csv": [f"x,X,{START_US},{START_US},false,bid,{row}" for row in ("10,1", "nan,1", "10,NaN")],
+    "q.csv": [f"x,X,{START_US},{START_US},{row},11,1" for row in ("10,1", "nan,1", "10,NaN")],
+}
+
+
+@pytest.mark.parametrize("name", NAN)
+def test_text_that_says_it_is_no_number_is_a_bad_value_even_if_all_other_rows_are_good(write, name):
+    headers = {"b.csv": "is_snapshot,side,price,amount", "q.csv": "bid_price,bid_amount,ask_price,ask_amount"}
+    header = [HEADER + headers[name]] if name in headers else []
+    path = write(name, *header, *NAN[name])
+    with pytest.raises(RecordingError, match=rf"{name}:{len(header) + 2}: \w+ is not a number \('nan'\)"):
+        read(path)
+    found, source = read(path, skip_bad=True)
+    assert [len(rows) for rows in found.values()] == [1]
+    assert source.refused == 2
+
+
 def test_a_line_that_was_cut_off_at_the_end(write):
     path = write("XBTUSD.csv", f"{START_S},10.5,1", f"{START_S},10.5", end="")
     with pytest.raises(RecordingError, match=r"XBTUSD\.csv:2: has 2 columns, not 3"):
@@ -453,7 +642,21 @@ def test_what_came_before_the_cut_of_a_packed_file_can_be_kept(tmp_path):
         read(tmp_path / "XBTUSD.csv.gz")
     found, source = read(tmp_path / "XBTUSD.csv.gz", skip_bad=True)
     assert 10_000 < len(found["trades"]) < 60_000
-    assert source.refused == 2  # the cut, and the half line before it
+    assert source.refused == 1  # the cut; what was unpacked in one step with it is lost
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lambda data: pa.compress(data, codec="zstd", asbytes=True)])
+@pytest.mark.parametrize("damage", ["garbage", "cut"])
+def test_damage_of_a_packed_file_is_counted_once_and_nothing_comes_twice(tmp_path, pack, damage):
+    rng = np.random.default_rng(1)
+    data = "".join(f"{START_S + i},{rng.random():.8f},1\n" for i in range(60_000)).encode()
+    packed = pack(data)
+    bad = packed + b"garbage garbage" if damage == "garbage" else packed[:-200_000]
+    (tmp_path / "XBTUSD.csv.gz").write_bytes(bad)
+    found, source = read(tmp_path / "XBTUSD.csv.gz", skip_bad=True)
+    times = [row["ts_recv"] for row in found["trades"]]
+    assert len(set(times)) == len(times)
+    assert sum("damaged or cut off" in complaint for complaint in source.complaints) == 1
 
 
 @pytest.mark.parametrize(
@@ -586,6 +789,26 @@ def test_prints_of_bars_make_the_bars_again(bars):
     assert all((a == b).all() for a, b in zip(again, ohlc, strict=True))
     assert np.rint(made.qty * 1e8).reshape(-1, 4).sum(axis=1).tolist() == columns[4].tolist()
     assert (np.diff(made.ts) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("volume", "quantities"),
+    [
+        (57.0, [14, 14, 14, 15]),
+        (3.0, [0.75] * 4),
+        (1.0, [0.25] * 4),
+        (4e-8, [1e-8] * 4),
+        (3e-8, [0, 0, 0, 3e-8]),
+        (123_456_789.7, [30_864_197, 30_864_197, 30_864_197, 30_864_198.7]),
+        (300_000_000_000_001.0, [75_000_000_000_000, 75_000_000_000_000, 75_000_000_000_000, 75_000_000_000_001]),
+        (2.0**52 - 1, [2**50 - 1, 2**50 - 1, 2**50 - 1, 2**50 + 2]),
+    ],
+)
+def test_a_volume_is_divided_into_whole_units_where_there_are_four(volume, quantities):
+    one = np.ones(1)
+    made = prints(np.zeros(1, np.int64), np.full(1, 59), (one, one, one, one), np.array([volume]))
+    assert made.qty.tolist() == quantities
+    assert fits(made.qty).all()
 
 
 @pytest.mark.parametrize(

@@ -118,11 +118,35 @@ def test_changes_of_a_book_that_is_not_known_are_marked(tmp_path):
     assert levels["evt_flags"].to_pylist() == [GAP | LAST, LAST]
 
 
-def test_the_depth_is_the_next_that_can_be_subscribed_to(tmp_path):
-    bids = [(1_000.0 - i, 1.0) for i in range(24)]
-    levels = read(capture(tmp_path, [snapshot(bids), book([(1_001.0, 1.0)]), book([(1_002.0, 1.0)])]))[0]["book"]
-    assert rows(levels, "price", "qty")[25:] == [(1_001.0, 1.0), (1_002.0, 1.0), (977.0, 0.0)]
+def acknowledged(depth, symbol="BTC/USD"):
+    return {"method": "subscribe", "result": {"channel": "book", "depth": depth, "symbol": symbol}, "success": True}
+
+
+def removed(tmp_path, *messages):
+    """Prices of the levels that are removed by more bids, one by one."""
+    bids = [book([(1_001.0 + i, 1.0)]) for i in range(5)]
+    levels = read(capture(tmp_path, [*messages, *bids]))[0]["book"]
+    return [price for price, qty in rows(levels, "price", "qty") if qty == 0.0]
+
+
+def bids(count):
+    return snapshot([(1_000.0 - i, 1.0) for i in range(count)])
+
+
+def test_the_depth_is_the_one_acknowledged_however_many_levels_the_snapshot_has(tmp_path):
+    assert removed(tmp_path, acknowledged(25), bids(8)) == []
+    assert removed(tmp_path, acknowledged(25), bids(23)) == [978.0, 979.0, 980.0]
+    assert removed(tmp_path, acknowledged(10), acknowledged(25), bids(10)) == []
+    assert removed(tmp_path, acknowledged(25), acknowledged(10, "ETH/USD"), bids(10)) == []
+
+
+def test_without_an_acknowledgement_only_a_snapshot_of_a_whole_depth_tells_it(tmp_path):
+    assert removed(tmp_path, bids(8)) == removed(tmp_path, bids(24)) == []
+    assert removed(tmp_path, bids(25)) == [976.0, 977.0, 978.0, 979.0, 980.0]
     assert 25 in DEPTHS
+    assert removed(tmp_path, acknowledged(None), bids(24)) == []
+    refusal = {"method": "subscribe", "error": "Currency pair not supported", "result": None, "success": False}
+    assert removed(tmp_path, refusal, bids(9)) == []
 
 
 OTHERS = {

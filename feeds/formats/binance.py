@@ -8,7 +8,7 @@ Source: https://github.com/binance/binance-public-data
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -94,6 +94,8 @@ _TABLES: Final = {
 }
 #: Times at or above this are microseconds; as milliseconds they would be after the year 5000.
 _MICROSECONDS: Final = 10**14
+#: Milliseconds end here, in 2262, where int64 nanoseconds do; from here to 1973 in microseconds there is no time.
+_END_MS: Final = 2**63 // 1_000_000
 #: No time is below this: 2001 in milliseconds.
 _EARLIEST: Final = 10**12
 
@@ -123,7 +125,7 @@ class Binance:
             "klines": reader.bars,
             "book_ticker": reader.quotes,
             "depth": reader.levels,
-        }[name](part.stamped(_US, *times) for part in parts)
+        }[name](_stamped(part, times) for part in parts)
 
 
 def _told(head: bytes) -> tuple[str, int, bool] | None:
@@ -153,6 +155,15 @@ def _symbol(source: Source, options: ReadOptions) -> str:
     if not symbol:
         raise RecordingError(f"{source.name}: neither the file nor its name says the symbol; give it with --symbol")
     return symbol
+
+
+def _stamped(part: Rows, names: Sequence[str]) -> Rows:
+    """Return the rows whose times, in milliseconds or microseconds, nanoseconds can hold."""
+    part = part.stamped(_US, *names)
+    for name in names:
+        times = part.ints(name)
+        part = part.keep((times < _END_MS) | (times >= _MICROSECONDS), "is no time of this age", name)
+    return part
 
 
 def _ns(times: I64) -> I64:

@@ -123,14 +123,15 @@ class Capture:
         venue, empty = options.venue or messages.venue, True
         for block in blocks(source, longest=LONGEST_LINE):
             for number, line in enumerate(block.data.split(b"\n"), block.first):
+                gathering.line = number
                 if line and (why := _taken(line, gathering, messages)):
                     source.refuse(number, why)
-            chunk = gathering.chunk(venue)
+            chunk = gathering.chunk(venue, source)
             empty &= not chunk
             if chunk:
                 yield chunk
         messages.finish()
-        chunk = gathering.chunk(venue)
+        chunk = gathering.chunk(venue, source)
         if chunk:
             yield chunk
         elif empty:

@@ -21,7 +21,7 @@ from feeds.errors import RecordingError
 from feeds.formats import dbn_events, dbn_header, dbn_records
 from feeds.formats.dbn_events import Events, Tellers
 from feeds.formats.dbn_header import Header, Symbols
-from feeds.formats.dbn_records import HEADER_BYTES, KINDS, SYMBOL_MAPPING, Context, Records
+from feeds.formats.dbn_records import BARS, HEADER, HEADER_BYTES, KINDS, SYMBOL_MAPPING, Context, Records
 from feeds.formats.format import Assembly, Chunk, ReadOptions
 from feeds.formats.ladder import Ladders
 from feeds.formats.source import Source
@@ -29,6 +29,8 @@ from feeds.records import I32, I64, MISSING, U8
 
 #: Bytes read at a time: 43,470 trades, or 5,670 books of ten levels; whole records if all are of one kind.
 BLOCK_BYTES: Final = 54 * 38_640
+#: Bars of one time that are waited for, 3.7 MB; of more instruments those in one piece are in order.
+MOST_WAITING: Final = 65_536
 #: The length of a record is written in words of four bytes.
 _WORD: Final = 4
 
@@ -49,8 +51,7 @@ class Dbn:
             blocks = _Blocks(source, header, options.venue)
             empty = True
             for data, offsets in _records(source, reader):
-                chunk = blocks.chunk(data, offsets)
-                if chunk:
+                for chunk in blocks.chunks(data, offsets):
                     empty = False
                     yield chunk
         if empty:
@@ -58,20 +59,40 @@ class Dbn:
 
 
 def _records(source: Source, reader: Any) -> Iterator[tuple[bytes, I64]]:  # noqa: ANN401 - io.BufferedReader
-    """Yield pieces of a file and where in them the whole records begin."""
-    rest, number = b"", 1
-    while data := reader.read(BLOCK_BYTES):
-        data = rest + data
+    """Yield pieces of a file and where in them the whole records begin; bars of one time are in one piece."""
+    rest, number, more = b"", 1, True
+    while more:
+        fresh = reader.read(BLOCK_BYTES)
+        data = rest + fresh
+        if not data:
+            return
         offsets, end = _offsets(data)
+        unknown = end < len(data) and data[end] * _WORD < HEADER_BYTES
+        more = bool(fresh) and not unknown
+        if more and (waiting := _waiting(data, offsets)):
+            offsets, end = offsets[:-waiting], int(offsets[-waiting])
         if len(offsets):
             yield data, offsets
         number += len(offsets)
         rest = data[end:]
-        if rest and rest[0] * _WORD < HEADER_BYTES:
-            source.refuse(number, f"a record of {rest[0] * _WORD} bytes; what follows cannot be told apart")
-            return
-    if rest:
+    if unknown:
+        source.refuse(number, f"a record of {rest[0] * _WORD} bytes; what follows cannot be told apart")
+    elif rest:
         source.refuse(number, f"the record is cut off after {len(rest)} of {rest[0] * _WORD} bytes")
+
+
+def _waiting(data: bytes, offsets: I64) -> int:
+    """Return how many records at the end are bars of one time, of which there may be more in the next piece.
+
+    Their prints are put in order with those of the other bars of that time, which a piece that ends among them could
+    not do.
+    """
+    if not len(offsets) or data[offsets[-1] + 1] not in BARS:
+        return 0
+    heads = _view(data, offsets, HEADER)
+    others = np.flatnonzero(~np.isin(heads["rtype"], BARS) | (heads["ts_event"] != heads["ts_event"][-1]))
+    waiting = len(offsets) - (int(others[-1]) + 1 if len(others) else 0)
+    return waiting if waiting <= MOST_WAITING else 0
 
 
 def _offsets(data: bytes) -> tuple[I64, int]:
@@ -113,18 +134,23 @@ class _Blocks:
         self._bars: bool | None = None  # whether bars are told, as they are only where they come alone
         self._tellers = Tellers()
 
-    def chunk(self, data: bytes, offsets: I64) -> Chunk:
-        """Return the rows of the records at the offsets; empty if they have none."""
+    def chunks(self, data: bytes, offsets: I64) -> Iterator[Chunk]:
+        """Yield the rows of the records at the offsets; a mapping of a symbol holds for what comes after it."""
         numbers = np.frombuffer(data, np.uint8)[offsets + 1]
-        found = np.flatnonzero(np.bincount(numbers)).tolist()
-        told = self._told(found, numbers)
-        if SYMBOL_MAPPING in found:
-            self._rename(data, offsets, np.flatnonzero(numbers == SYMBOL_MAPPING))
-        maybe = [self._events(number, data, offsets, np.flatnonzero(numbers == number)) for number in told]
-        said = [events for events in maybe if events is not None]
-        self._first += len(offsets)
-        events = dbn_events.merged(self._tellers.own(said, self._source))
-        return self._rows(events) if events else {}
+        told = self._told(np.flatnonzero(np.bincount(numbers)).tolist(), numbers)
+        mapped = numbers == SYMBOL_MAPPING
+        cuts = np.flatnonzero(mapped[1:] & ~mapped[:-1]) + 1
+        for piece, kinds in zip(np.split(offsets, cuts), np.split(numbers, cuts), strict=True):
+            if kinds[0] == SYMBOL_MAPPING:
+                self._rename(data, piece, np.flatnonzero(kinds == SYMBOL_MAPPING))
+            maybe = [self._events(number, data, piece, np.flatnonzero(kinds == number)) for number in told]
+            said = self._tellers.own([events for events in maybe if events is not None], self._source)
+            self._first += len(piece)
+            # Prints of bars have other columns than trades; where both are told, which is rare, bars come first.
+            for bars in (True, False):
+                events = dbn_events.merged([events for events in said if (events.kind in BARS) == bars])
+                if events and (chunk := self._rows(events)):
+                    yield chunk
 
     def instead(self) -> str:
         """Return what the records were, for the message that none of them could be used."""
@@ -144,9 +170,10 @@ class _Blocks:
         return told
 
     def _rename(self, data: bytes, offsets: I64, places: I64) -> None:
-        # Mappings come before what they name, so it does no harm that they hold for the whole block.
-        for mapping in _view(data, offsets[self._whole(data, offsets, places, self._mapping)], self._mapping):
-            self._symbols.rename(int(mapping["instrument"]), dbn_header.text(mapping["symbol"]))
+        places = self._whole(data, offsets, places, self._mapping)
+        if len(places):
+            for mapping in _view(data, offsets[places], self._mapping):
+                self._symbols.rename(int(mapping["instrument"]), dbn_header.text(mapping["symbol"]))
 
     def _whole(self, data: bytes, offsets: I64, places: I64, dtype: np.dtype[Any]) -> I64:
         """Return the places of the records that are as long as they should be."""

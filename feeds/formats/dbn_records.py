@@ -18,6 +18,8 @@ import numpy.typing as npt
 from feeds.formats import bars
 from feeds.formats.dbn_events import Events, TableRows
 from feeds.formats.ladder import Ladder, Ladders
+from feeds.formats.numbers import fits
+from feeds.instruments import MAX_UNITS
 from feeds.records import ADD, CANCEL, CLEAR, FILL, I32, I64, LAST, MISSING, MODIFY, NO_SIDE, SNAPSHOT, TRADE
 
 F64 = npt.NDArray[np.float64]
@@ -59,8 +61,9 @@ def _struct(itemsize: int, /, **fields: tuple[Any, int]) -> np.dtype[Any]:
     return dtype
 
 
-#: Bytes of the shortest record, which is what all begin with.
-HEADER_BYTES: Final = 16
+#: What all records begin with, which is also the shortest record.
+HEADER: Final = _dtype(16)
+HEADER_BYTES: Final = HEADER.itemsize
 
 _PRINT: Final[dict[str, tuple[Any, int]]] = {
     "price": ("<i8", 16),
@@ -180,6 +183,23 @@ def _without_price(records: Records) -> Mask:
     return lacking
 
 
+def _unfit(prices: npt.NDArray[np.int64]) -> Mask:
+    """Return which records have a price that cannot be printed.
+
+    Args:
+        prices: Of shape ``(records,)`` or ``(records, prices)``.
+    """
+    # Nine decimals are all that there are, so only what is large can be unfit.
+    unfit: Mask = ((prices > MAX_UNITS) | (prices < -MAX_UNITS)) & (prices != _NO_PRICE)
+    if unfit.any():
+        unfit[unfit] = ~fits(_price(prices[unfit]))
+    return unfit if unfit.ndim == 1 else np.logical_or.reduce(unfit, axis=1)
+
+
+def _unfit_level(records: Records) -> Mask:
+    return _unfit(records["levels"]["bid_px"]) | _unfit(records["levels"]["ask_px"])
+
+
 def _without_side(records: Records) -> Mask:
     lacking: Mask = _SIDES[records["side"]] == _UNKNOWN
     return lacking
@@ -198,18 +218,29 @@ def _bar_without_price(records: Records) -> Mask:
 
 
 _NO_TIME: Final = Fault(_without_time, "it has neither a receive time nor an event time that can be")
+_TOO_LARGE: Final = "a price is too large for its decimals"
 _PRINT_FAULTS: Final = (
     _NO_TIME,
     Fault(lambda records: _is_trade(records) & _without_price(records), "the trade has no price"),
     Fault(lambda records: _is_trade(records) & _without_side(records), "the side is none of A, B, N"),
+    Fault(lambda records: _is_trade(records) & _unfit(records["price"]), _TOO_LARGE),
 )
+_UNFIT_LEVEL: Final = Fault(_unfit_level, _TOO_LARGE)
+_QUOTE_FAULTS: Final = (_NO_TIME, _UNFIT_LEVEL)
+_BOTH_FAULTS: Final = (*_PRINT_FAULTS, _UNFIT_LEVEL)
 _ORDER_FAULTS: Final = (
     _NO_TIME,
     Fault(lambda records: _ACTIONS[records["action"]] == _UNKNOWN, "the action is none of A, C, M, R, T, F, N"),
     Fault(_without_side, "the side is none of A, B, N"),
     Fault(_order_without_price, "an add, a modify or a trade has no price"),
+    Fault(lambda records: _unfit(records["price"]), _TOO_LARGE),
 )
-_BAR_FAULTS: Final = (_NO_TIME, Fault(_bar_without_price, "the bar lacks a price"))
+_BAR_FAULTS: Final = (
+    _NO_TIME,
+    Fault(_bar_without_price, "the bar lacks a price"),
+    Fault(lambda records: _unfit(records["ohlc"]), _TOO_LARGE),
+    Fault(lambda records: records["volume"] > MAX_UNITS, "the volume is too large"),
+)
 
 
 def _is_trade(records: Records) -> Mask:
@@ -302,22 +333,25 @@ def _bar(name: str, seconds: int) -> Kind:
 #: By the number in a record's header ("rtype"). The consolidated ones differ only in what is not read here.
 KINDS: Final[dict[int, Kind]] = {
     0: Kind("trades", _TRADE, _PRINT_FAULTS, _trades),
-    1: Kind("mbp-1", _TOP, _PRINT_FAULTS, _quotes_and_trades),
-    10: Kind("mbp-10", _TEN, _PRINT_FAULTS, _ten_levels),
+    1: Kind("mbp-1", _TOP, _BOTH_FAULTS, _quotes_and_trades),
+    10: Kind("mbp-10", _TEN, _BOTH_FAULTS, _ten_levels),
     32: _bar("ohlcv-1s", 1),
     33: _bar("ohlcv-1m", 60),
     34: _bar("ohlcv-1h", 3_600),
     35: _bar("ohlcv-1d", 86_400),
     36: _bar("ohlcv-eod", 86_400),
     160: Kind("mbo", _ORDER, _ORDER_FAULTS, _orders),
-    177: Kind("cmbp-1", _TOP, _PRINT_FAULTS, _quotes_and_trades),
-    192: Kind("cbbo-1s", _TOP, (_NO_TIME,), _quotes),
-    193: Kind("cbbo-1m", _TOP, (_NO_TIME,), _quotes),
-    194: Kind("tcbbo", _TOP, _PRINT_FAULTS, _quotes_and_trades),
-    195: Kind("bbo-1s", _TOP, (_NO_TIME,), _quotes),
-    196: Kind("bbo-1m", _TOP, (_NO_TIME,), _quotes),
-    197: Kind("tbbo", _TOP, _PRINT_FAULTS, _quotes_and_trades),
+    177: Kind("cmbp-1", _TOP, _BOTH_FAULTS, _quotes_and_trades),
+    192: Kind("cbbo-1s", _TOP, _QUOTE_FAULTS, _quotes),
+    193: Kind("cbbo-1m", _TOP, _QUOTE_FAULTS, _quotes),
+    194: Kind("tcbbo", _TOP, _BOTH_FAULTS, _quotes_and_trades),
+    195: Kind("bbo-1s", _TOP, _QUOTE_FAULTS, _quotes),
+    196: Kind("bbo-1m", _TOP, _QUOTE_FAULTS, _quotes),
+    197: Kind("tbbo", _TOP, _BOTH_FAULTS, _quotes_and_trades),
 }
+
+#: The kinds of bars.
+BARS: Final = [number for number, kind in KINDS.items() if kind.interval_ns]
 
 
 def name(number: int) -> str:

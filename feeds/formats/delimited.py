@@ -15,14 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 
-from feeds import layout
 from feeds.errors import RecordingError
 from feeds.formats.lines import Lines, blocks
+from feeds.formats.numbers import F64, UNFIT, Mask, fits
 from feeds.formats.source import Source
-from feeds.instruments import MAX_UNITS
-
-F64 = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
 
 INT: Final = pa.int64()
 FLOAT: Final = pa.float64()
@@ -34,9 +30,6 @@ _PATTERNS: Final = {
     INT: r"^[ \t]*-?[0-9]{1,18}[ \t]*$",
     FLOAT: r"^[ \t]*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?[ \t]*$",
 }
-_FINEST: Final = 10.0**layout.MAX_DECIMALS
-#: The largest number of which all :data:`feeds.layout.MAX_DECIMALS` decimals can be told.
-_FINE: Final = MAX_UNITS / _FINEST
 _MAX_TIME: Final = 2**63 - 1
 _UNKNOWN: Final = -128
 
@@ -125,29 +118,10 @@ class Rows:
         """
         rows = self
         for name in (*prices, *quantities):
-            rows = rows.keep(fits(rows.floats(name)), f"has over {layout.MAX_DECIMALS} decimals or is too large", name)
+            rows = rows.keep(fits(rows.floats(name)), UNFIT, name)
         for name in quantities:
             rows = rows.keep(~(rows.floats(name) < 0.0), "is negative", name)
         return rows
-
-
-def fits(values: F64) -> Mask:
-    """Return where a number can be printed so that it is told from its neighbours; true where it is NaN."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        good: Mask = (np.rint(values * _FINEST) / _FINEST == values) & (np.abs(values) <= _FINE)
-        if not good.all():
-            good[~good] = _fits_coarsely(values[~good])
-    return good
-
-
-def _fits_coarsely(values: F64) -> Mask:
-    """Allow a number as many decimals as its size leaves room for, and the error of arithmetic."""
-    with np.errstate(divide="ignore"):
-        scale = 10.0 ** np.clip(np.floor(np.log10(MAX_UNITS / np.abs(values))), 0, layout.MAX_DECIMALS)
-    size = np.abs(values)
-    near = np.abs(np.rint(values * scale) / scale - values) <= size * layout.DECIMAL_TOLERANCE
-    fit: Mask = np.isnan(values) | (near & (size <= MAX_UNITS))
-    return fit
 
 
 def rows(source: Source, names: Sequence[str], types: Mapping[str, pa.DataType], *, header: bool) -> Iterator[Rows]:
@@ -174,7 +148,7 @@ def rows(source: Source, names: Sequence[str], types: Mapping[str, pa.DataType],
 def _parse(source: Source, block: Lines, names: tuple[str, ...], types: Mapping[str, pa.DataType]) -> Rows:
     try:
         table = _read(block.data, names, types)
-        if table.num_rows == block.lines:
+        if table.num_rows == block.lines and not _has_nan(table):
             return Rows(source, table, np.arange(block.first, block.first + table.num_rows, dtype=np.int64))
     except pa.ArrowInvalid:
         pass  # which line it is, arrow does not say in every case
@@ -185,6 +159,11 @@ def _parse(source: Source, block: Lines, names: tuple[str, ...], types: Mapping[
     except pa.ArrowInvalid as error:  # left as a last resort: no input is known that comes here
         raise RecordingError(f"{source.name}:{block.first}: cannot be read as CSV ({error})") from error
     return Rows(source, table, np.array(numbers, np.int64))
+
+
+def _has_nan(table: pa.Table) -> bool:
+    """Return whether a value is the text "nan", which arrow takes for a number and which no market can have."""
+    return any(pc.any(pc.is_nan(column)).as_py() for column in table.columns if column.type == FLOAT)
 
 
 def _read(data: bytes, names: tuple[str, ...], types: Mapping[str, pa.DataType]) -> pa.Table:

@@ -40,7 +40,7 @@ class Format(Protocol):
     """One vendor's way to write market data.
 
     Attributes:
-        name: For ``--format`` and for messages: "tardis", "binance-csv".
+        name: For ``--format`` and for messages: "tardis", "binance".
     """
 
     name: str

@@ -6,7 +6,7 @@ This module must not know any venue, nor how a message is written.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from itertools import chain
 from typing import Annotated, Any, Final
 
@@ -15,11 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from feeds import layout
 from feeds.formats.format import Assembly, Chunk, Part
+from feeds.formats.numbers import UNFIT, fits
+from feeds.formats.source import Source
 from feeds.instruments import MAX_UNITS
-from feeds.records import BUY, CLEAR, GAP, I64, LAST, MISSING, NO_SIDE, SELL, SET, SNAPSHOT
+from feeds.records import BUY, CLEAR, GAP, I64, LAST, MISSING, NO_SIDE, SELL, SET, SNAPSHOT, U8
 
-#: A price or a quantity. Whoever decodes one as this knows that it is a number, and one that a market can have.
+#: A price or a quantity. Whoever decodes one as this knows that it is a number, and one that a market can have; that
+#: it can be printed, :class:`Gathering` sees to.
 Number = Annotated[float, msgspec.Meta(ge=0.0, le=float(MAX_UNITS))]
 #: Price and quantity.
 Level = tuple[Number, Number]
@@ -37,17 +41,19 @@ class Gathering:
 
     Attributes:
         ts: When the next events were received; set by the reader.
+        line: Which line of the source says so; set by the reader.
         symbols: Those of all events so far, numbered in the order of their first.
     """
 
     def __init__(self) -> None:
-        self.ts = 0
+        self.ts = self.line = 0
         self._assembly = Assembly()
+        self._broken: set[int] = set()  # symbols of whose books a change was left out
         self.symbols: dict[str, int] = {}
         self._begin()
 
     def _begin(self) -> None:
-        self._events: list[int] = []  # ts, ts_event, ident, symbol of each
+        self._events: list[int] = []  # ts, ts_event, ident, symbol, line of each
         self._trades: list[float] = []  # event, price, qty, side of each
         self._quotes: list[float] = []  # event, four numbers of each
         self._books: list[int] = []  # event, flags, rows of clear, bids, asks of each
@@ -57,8 +63,8 @@ class Gathering:
         """Enter an event and return its number in this chunk."""
         events = self._events
         code = self.symbols.setdefault(symbol, len(self.symbols))
-        events += (self.ts, ts_event, ident, code)
-        return len(events) // 4 - 1
+        events += (self.ts, ts_event, ident, code, self.line)
+        return len(events) // 5 - 1
 
     def trade(self, symbol: str, ts_event: int, ident: int, print_: tuple[float, float, int]) -> None:
         """Take in a trade: price, quantity and the aggressor's side."""
@@ -83,12 +89,21 @@ class Gathering:
         self._levels += bids
         self._levels += asks
 
-    def chunk(self, venue: str) -> Chunk:
-        """Return the rows of the events so far, and begin anew; empty if there are none."""
+    def chunk(self, venue: str, source: Source) -> Chunk:
+        """Return the rows of the events so far, and begin anew; empty if there are none.
+
+        An event with a number that cannot be printed is refused; if that returns, it is left out, and what comes next
+        of its book is marked.
+        """
         if not self._events:
             return {}
-        ts, ts_event, ident, code = _columns(self._events, 4, np.int64)
+        ts, ts_event, ident, code, line = _columns(self._events, 5, np.int64)
         parts = self._trades_part(ident), self._quotes_part(), self._book_part()
+        if unfit := _unfit(parts):
+            for event, why in sorted(unfit.items()):
+                source.refuse(int(line[event]), why)
+        if unfit or self._broken:
+            parts = self._without(unfit.keys(), code, *parts)
         symbols = pa.DictionaryArray.from_arrays(code.astype(np.int32), pa.array(list(self.symbols)))
         self._begin()
         shared = {
@@ -99,6 +114,20 @@ class Gathering:
             "venue": venue,
         }
         return self._assembly.chunk(shared, *parts)
+
+    def _without(self, unfit: Set[int], code: I64, trades: Part, quotes: Part, book: Part) -> tuple[Part, Part, Part]:
+        """Return the rows of all other events; in a book the first one after an event left out has the flag GAP."""
+        record: I64 = book.record  # type: ignore[assignment]
+        flags: U8 = book.flags  # type: ignore[assignment]
+        for event, at in zip(*(column.tolist() for column in np.unique(record, return_index=True)), strict=True):
+            symbol = int(code[event])
+            if event in unfit:
+                self._broken.add(symbol)
+            elif symbol in self._broken:
+                self._broken.remove(symbol)
+                flags[at] |= GAP
+        left_out = np.fromiter(unfit, np.int64, len(unfit))
+        return _outside(trades, left_out), _outside(quotes, left_out), _outside(book, left_out)
 
     def _trades_part(self, ident: I64) -> Part:
         event, price, qty, side = _columns(self._trades, 4, np.float64)
@@ -127,6 +156,25 @@ class Gathering:
         action = np.where(side == NO_SIDE, np.int8(CLEAR), np.int8(SET))
         columns = {"action": action, "side": side, "price": price, "qty": qty}
         return Part("book", columns, row_flags.astype(np.uint8), np.repeat(event, total))
+
+
+def _unfit(parts: Iterable[Part]) -> dict[int, str]:
+    """Return the events with a number that cannot be printed, and what the first one is."""
+    unfit: dict[int, str] = {}
+    for part in parts:
+        for name in (*layout.PRICES[part.table], *layout.QUANTITIES[part.table]):
+            values: Any = part.columns[name]
+            bad = np.flatnonzero(~fits(values))
+            for event, value in zip(part.record[bad].tolist(), values[bad].tolist(), strict=True):  # type: ignore[index]
+                unfit.setdefault(event, f"{name} {UNFIT} ({value})")
+    return unfit
+
+
+def _outside(part: Part, events: I64) -> Part:
+    """Return the rows of a part that are not of these events."""
+    kept = ~np.isin(part.record, events)  # type: ignore[arg-type]
+    columns: dict[str, Any] = {name: column[kept] for name, column in part.columns.items()}  # type: ignore[index]
+    return Part(part.table, columns, part.flags[kept], part.record[kept])  # type: ignore[index]
 
 
 def _columns(values: Iterable[Any], width: int, dtype: type, rows: int | None = None) -> npt.NDArray[Any]:

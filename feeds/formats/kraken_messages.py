@@ -1,8 +1,11 @@
 """Messages of Kraken's WebSocket v2: ticker, trade, book.
 
 Kraken sends no message for a level that a better one has pushed out of the depth subscribed to; its subscribers cut
-their books, so the levels cut off are rows here. Checksums are not compared: they are of digits as printed, and what
-is printed may have been parsed before it was captured. Source: https://docs.kraken.com/api/docs/guides/spot-ws-book-v2
+their books, so the levels cut off are rows here. The depth is what the acknowledgement of the subscription says. In a
+capture without it a snapshot of just 10, 25, 100 or 500 levels is taken to be cut at so many; any other is of a book
+with fewer levels than the depth, whatever that is, so nothing is cut below the largest depth. Checksums are not
+compared: they are of digits as printed, and what is printed may have been parsed before it was captured.
+Source: https://docs.kraken.com/api/docs/guides/spot-ws-book-v2
 
 This module must not know how messages are kept in a file.
 """
@@ -68,8 +71,21 @@ class _Head(msgspec.Struct):
     method: str = ""
 
 
+class _Granted(msgspec.Struct):
+    channel: str = ""
+    symbol: str = ""
+    depth: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
+class _Acknowledged(msgspec.Struct):
+    """The answer to a subscription; without ``result`` it is the request, or a refusal."""
+
+    result: _Granted | None = None
+
+
 _MESSAGE: Final = msgspec.json.Decoder(_Message, strict=False)
 _HEAD: Final = msgspec.json.Decoder(_Head)
+_ACKNOWLEDGED: Final = msgspec.json.Decoder(_Acknowledged)
 
 
 class _Side:
@@ -110,6 +126,7 @@ class KrakenMessages:
     def __init__(self, source: Source, gathering: Gathering, symbol: str | None) -> None:
         self._source, self._gathering = source, gathering
         self._books: dict[str, tuple[_Side, _Side]] = {}
+        self._depths: dict[str, int] = {}  # as acknowledged, by symbol
         self._take = {"ticker": self._ticker, "trade": self._trade, "book": self._book}
 
     @staticmethod
@@ -130,6 +147,8 @@ class KrakenMessages:
         head = _HEAD.decode(payload)
         take = self._take.get(head.channel)
         if take is None:
+            if head.method == "subscribe":
+                self._acknowledge(_ACKNOWLEDGED.decode(payload).result)
             self._source.pass_over(head.channel or head.method or "messages of no known kind")
             return
         message = _MESSAGE.decode(payload)
@@ -138,6 +157,10 @@ class KrakenMessages:
 
     def finish(self) -> None:
         """Do nothing: nothing waits for anything."""
+
+    def _acknowledge(self, granted: _Granted | None) -> None:
+        if granted is not None and granted.channel == "book" and granted.depth is not None:
+            self._depths[granted.symbol] = granted.depth
 
     def _ticker(self, row: _Row, snapshot: bool) -> None:
         self._gathering.quote(row.symbol, _ns(row), MISSING, (row.bid, row.bid_qty, row.ask, row.ask_qty))
@@ -155,7 +178,8 @@ class KrakenMessages:
     def _book(self, row: _Row, snapshot: bool) -> None:
         bids, asks = ([(level.price, level.qty) for level in side] for side in (row.bids, row.asks))
         if snapshot:
-            depth = next((depth for depth in DEPTHS if depth >= max(len(bids), len(asks))), DEPTHS[-1])
+            levels = max(len(bids), len(asks))
+            depth = self._depths.get(row.symbol, levels if levels in DEPTHS else DEPTHS[-1])
             self._books[row.symbol] = _Side(BUY, bids, depth), _Side(SELL, asks, depth)
             self._gathering.snapshot(row.symbol, _ns(row), MISSING, (bids, asks))
             return

@@ -21,6 +21,7 @@ from feeds.formats.delimited import FLOAT, INT, Rows, rows
 from feeds.formats.format import Assembly, Chunk, Part, ReadOptions, Values
 from feeds.formats.ladder import Ladder, Ladders
 from feeds.formats.source import Source
+from feeds.instruments import MAX_UNITS
 from feeds.records import ADD, CANCEL, LAST, NO_SIDE
 
 Mask = npt.NDArray[np.bool_]
@@ -56,12 +57,14 @@ class Lobster:
         return (_BOOK_LINE if is_book else _LINE).match(head) is not None
 
     def read(self, source: Source, options: ReadOptions) -> Iterator[Chunk]:
-        """Yield the prints and the book."""
+        """Yield the prints and the book; an order book in one archive with its messages is read with those."""
         match = _FILE_NAME.fullmatch(source.file_name)
         if match is None:
             form = "SYMBOL_YYYY-MM-DD_start_end_message_levels.csv"
             raise RecordingError(f"{source.name}: the date is only in the name, so keep LOBSTER's, {form}")
         if match[3] == "orderbook":
+            if source.member is not None and source.beside(source.file_name.replace("_orderbook_", "_message_")):
+                return iter(())
             raise RecordingError(f"{source.name}: is read together with its message file; name only that one")
         names: dict[str, Values] = {"symbol": options.symbol or match[1], "venue": options.venue or VENUE}
         reader = _Reader(names, _midnight(source, match[2]))
@@ -131,6 +134,7 @@ def _messages(source: Source) -> Iterator[Rows]:
         part = part.keep(np.abs(part.ints("direction")) <= 1, "is not -1, 0 or 1", "direction")
         part = part.keep((part.ints("size") >= 0) & (part.ints("id") >= 0), "or id is negative", "size")
         part = part.keep(np.abs(part.ints("price")) <= _NO_LEVEL, "is too large", "price")
+        part = part.keep(part.ints("size") <= MAX_UNITS, "is too large", "size")
         if len(part):
             yield part
 
@@ -150,7 +154,11 @@ def _prints(part: Rows) -> Part:
 
 def _books(source: Source, count: int) -> Iterator[Rows]:
     names = [f"{side}_{what}[{i}]" for i in range(count) for side in ("ask", "bid") for what in ("price", "size")]
-    return rows(source, names, dict.fromkeys(names, INT), header=False)
+    for part in rows(source, names, dict.fromkeys(names, INT), header=False):
+        for name in names:
+            if "size" in name:
+                part = part.keep(~(part.ints(name) > MAX_UNITS), "is too large", name)
+        yield part
 
 
 def _ladder(part: Rows, side: str, count: int) -> Ladder:

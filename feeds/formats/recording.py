@@ -1,12 +1,15 @@
 """Our own recordings: a table's Parquet file, or Arrow IPC (file or stream) with the same columns.
 
-Their ``seq`` is kept, so that the files of one recording can be put together again. This module must not know where
-the other files of a recording are.
+Arrow IPC is read from the beginning to the end, so it may be packed; its dictionaries have to come before the batches
+that use them, as pyarrow writes them. The ``seq`` of rows is kept, so that the files of one recording can be put
+together again. This module must not know where the other files of a recording are.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
+import struct
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -18,8 +21,9 @@ import pyarrow.parquet as pq
 
 from feeds import layout
 from feeds.errors import RecordingError
-from feeds.formats.delimited import fits
+from feeds.formats.arrow_messages import unpacked_bytes
 from feeds.formats.format import Chunk, ReadOptions, ReceiveClock, Values, build
+from feeds.formats.numbers import fits
 from feeds.formats.source import Source
 from feeds.records import ADD, CLEAR, FILL, MODIFY, SELL, SET
 
@@ -27,7 +31,10 @@ Mask = npt.NDArray[np.bool_]
 
 #: Rows read at once.
 _ROWS: Final = 65_536
+#: Bytes of a batch of Arrow IPC, which is in memory whole: about two million rows. Feather files have 65,536.
+MAX_BATCH_BYTES: Final = 128 << 20
 _PARQUET, _ARROW, _STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
+_ARROW_HEAD: Final = 8  #: bytes before the first message of a file
 _PLACED: Final = (SET, ADD, MODIFY)
 #: Columns that every row has a value in.
 _NEEDED: Final = ("ts_recv", "seq", "symbol", "evt_flags")
@@ -63,32 +70,56 @@ def _readable(source: Source) -> Iterator[None]:
     """Translate what pyarrow and the system raise about a file; the one border for their exceptions."""
     try:
         yield
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError, struct.error, MemoryError) as error:
         why = str(error).partition("\n")[0]
         raise RecordingError(f"{source.name}: cannot be read as Parquet or Arrow IPC ({why}); damaged?") from error
 
 
 def _batches(source: Source) -> Iterator[pa.RecordBatch]:
-    with source.path.open("rb") as file:
-        magic = file.read(len(_ARROW))
-    if magic.startswith(_PARQUET):
+    head = source.head()
+    if head.startswith((_ARROW, _STREAM)):
+        _check_sizes(source)
+        with _messages(source) as stream, pa.ipc.open_stream(stream) as reader:
+            for batch in reader:
+                yield from _pieces(batch)
+    elif not head.startswith(_PARQUET):
+        raise RecordingError(f"{source.name}: is neither Parquet nor Arrow IPC")
+    elif not _is_plain(source):
+        raise RecordingError(f"{source.name}: is packed Parquet, which is read by jumping about in it; unpack it")
+    else:
         with pq.ParquetFile(source.path, page_checksum_verification=True, pre_buffer=False) as parquet:
             for i in range(parquet.num_row_groups):
                 yield from parquet.iter_batches(_ROWS, row_groups=[i])
                 source.consumed = source.size * (i + 1) // parquet.num_row_groups
-    elif magic == _ARROW:
-        with pa.OSFile(str(source.path)) as file, pa.ipc.open_file(file) as reader:
-            for i in range(reader.num_record_batches):
-                yield from _pieces(reader.get_batch(i))
-                source.consumed = file.tell()
-    elif source.head().startswith(_STREAM):
-        with source.open() as stream, pa.ipc.open_stream(stream) as reader:
-            for batch in reader:
-                yield from _pieces(batch)
-    else:
-        raise RecordingError(
-            f"{source.name}: is packed, and can only be read where it may be jumped about in; unpack it"
-        )
+
+
+def _is_plain(source: Source) -> bool:
+    with source.path.open("rb") as file:
+        return source.member is None and file.read(len(_PARQUET)) == _PARQUET
+
+
+@contextlib.contextmanager
+def _messages(source: Source) -> Iterator[io.BufferedReader]:
+    """Return a reader of Arrow's messages; a file is a stream with a beginning and an end around it."""
+    with source.open() as stream:
+        if stream.peek(len(_ARROW)).startswith(_ARROW):
+            stream.read(_ARROW_HEAD)
+        yield stream
+
+
+def _check_sizes(source: Source) -> None:
+    """Refuse a source of which one batch, or all dictionaries together, would unpack to too much."""
+    dictionaries = 0
+    with _messages(source.again(skip_bad=True)) as stream:
+        for message in pa.ipc.MessageReader.open_stream(stream):
+            size = unpacked_bytes(message)
+            if message.type == "dictionary":
+                dictionaries = size = dictionaries + size
+            if size > MAX_BATCH_BYTES:
+                raise RecordingError(
+                    f"{source.name}: a {message.type} unpacks to {size:,} bytes, over {MAX_BATCH_BYTES:,}; write it in "
+                    "smaller batches, or as Parquet"
+                )
 
 
 def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
@@ -169,5 +200,12 @@ def _columns(table: str, batch: pa.RecordBatch, clock: ReceiveClock, options: Re
         columns["qty"] = np.nan_to_num(columns["qty"])
     columns["ts_recv"], late = clock.hold(columns["ts_recv"].cast(pa.int64()).to_numpy())
     columns["evt_flags"] = columns["evt_flags"].to_numpy() | late
-    columns["venue"] = options.venue or columns.get("venue", "")
+    columns["venue"] = options.venue or _named(columns.get("venue", ""))
     return columns
+
+
+def _named(venue: Values) -> Values:
+    """Return venues that are all there: "" for null, as for a column that is missing."""
+    if isinstance(venue, pa.Array) and not _there(venue).all():
+        return pc.fill_null(venue.cast(pa.string()), "")
+    return venue

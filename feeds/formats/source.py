@@ -26,6 +26,10 @@ HEAD_BYTES: Final = 65_536
 #: How many complaints about bad rows are kept in words; the rest is only counted.
 COMPLAINTS: Final = 10
 
+#: How many kinds of records that have no place are told apart, and how much of their names is kept.
+NAMES: Final = 32
+NAME_LENGTH: Final = 40
+
 #: With more bad rows than these a file is another format, or nothing to play.
 MAX_REFUSED: Final = 100_000
 
@@ -62,6 +66,7 @@ class Source:
     Attributes:
         path: The file on disk.
         name: How messages call it: its path, and after a colon the member of an archive.
+        member: The member of an archive that it is, all of which are read; None for a file.
         file_name: Its own name without the suffixes of compression, "BTCUSDT-trades-2024-08-08.csv".
         size: Bytes on disk; with :attr:`consumed` the measure of progress.
         consumed: Bytes of the file on disk read so far.
@@ -73,7 +78,7 @@ class Source:
     def __init__(
         self, path: Path, member: str | None = None, *, skip_bad: bool = False, limits: Limits | None = None
     ) -> None:
-        self.path = path
+        self.path, self.member = path, member
         self.name = str(path) if member is None else f"{path}:{member}"
         self.file_name = _bare(Path(member or path.name).name)
         self.size = path.stat().st_size
@@ -81,7 +86,6 @@ class Source:
         self.refused = 0
         self.complaints: list[str] = []
         self.passed_over: Counter[str] = Counter()
-        self._member = member
         self._skip_bad = skip_bad
         self._limits = limits or Limits()
 
@@ -94,7 +98,7 @@ class Source:
         with contextlib.ExitStack() as stack:
             try:
                 raw = stack.enter_context(self.path.open("rb"))
-                unpacked = stack.enter_context(_unpacked(raw, self._member))
+                unpacked = stack.enter_context(_unpacked(raw, self.member))
             except _UNPACKING as error:
                 raise RecordingError(f"{self.name}: cannot be opened ({_first_line(error)})") from error
             # BufferedReader asks for at least so much at a time.
@@ -107,13 +111,13 @@ class Source:
 
     def again(self, *, skip_bad: bool) -> Source:
         """Return the same bytes with nothing counted yet."""
-        return Source(self.path, self._member, skip_bad=skip_bad, limits=self._limits)
+        return Source(self.path, self.member, skip_bad=skip_bad, limits=self._limits)
 
     def beside(self, file_name: str) -> Source | None:
         """Return the source of another name, packed the same way, in the same folder or archive; None without one."""
-        if self._member is not None:
+        if self.member is not None:
             with self.path.open("rb") as file:
-                member = str(PurePosixPath(self._member).with_name(file_name))
+                member = str(PurePosixPath(self.member).with_name(file_name))
                 found = member in _members(file)
             return Source(self.path, member, skip_bad=self._skip_bad, limits=self._limits) if found else None
         path = self.path.with_name(self.path.name.replace(self.file_name, file_name))
@@ -139,7 +143,14 @@ class Source:
             self.complaints.append(complaint)
 
     def pass_over(self, what: str, count: int = 1) -> None:
-        """Count sound records that have no place in a recording: status messages, heartbeats."""
+        """Count sound records that have no place in a recording: status messages, heartbeats.
+
+        What a file itself calls them may be anything: names are shortened, and after :data:`NAMES` of them they are
+        counted together.
+        """
+        what = what[:NAME_LENGTH]
+        if what not in self.passed_over and len(self.passed_over) >= NAMES:
+            what = "others"
         self.passed_over[what] += count
 
 
@@ -164,7 +175,13 @@ def open_sources(path: Path, *, skip_bad: bool = False, limits: Limits | None = 
 
 def _members(file: IO[bytes]) -> list[str | None]:
     with zipfile.ZipFile(file) as archive:
-        return sorted(info.filename for info in archive.infolist() if not info.is_dir())  # type: ignore[return-value]
+        names = [info.filename for info in archive.infolist() if not info.is_dir()]
+    return [name for name in sorted(names) if not _of_macos(PurePosixPath(name))]
+
+
+def _of_macos(name: PurePosixPath) -> bool:
+    """Return whether a member is one of those that macOS packs beside a folder's own files."""
+    return "__MACOSX" in name.parts or name.name.startswith("._") or name.name == ".DS_Store"
 
 
 def _bare(name: str) -> str:
@@ -201,15 +218,19 @@ class _Capped(io.RawIOBase):
     def __init__(self, source: Source, raw: IO[bytes], readinto: Callable[[Any], int], limits: Limits) -> None:
         self._source, self._raw, self._readinto, self._limits = source, raw, readinto, limits
         self._count = 0
+        self._damaged = False
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - a writable buffer, which has no name before 3.12
+        if self._damaged:
+            return 0  # asked again, some unpackers give once more what they gave before
         try:
-            count = self._readinto(buffer[:STEP])
+            count = self._readinto(memoryview(buffer)[:STEP])
         except _UNPACKING as error:
             # What came before is good, so whoever skips bad rows keeps it.
+            self._damaged = True
             self._source.refuse(None, f"is damaged or cut off after {self._count:,} bytes ({_first_line(error)})")
             return 0
         self._count += count

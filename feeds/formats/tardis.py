@@ -81,9 +81,13 @@ def _table(names: list[str]) -> str | None:
     for table, columns in _TABLES.items():
         if columns.keys() | _SHARED.keys() <= set(names):
             return table
-    levels = [match.groups() for name in names if (match := _LEVEL.fullmatch(name))]
-    whole = levels and len(levels) == 4 * len({level for _, level, _ in levels})
-    return "book_snapshot" if whole and _SHARED.keys() <= set(names) else None
+    levels = {name for name in names if _LEVEL.fullmatch(name)}
+    whole = {name for i in range(len(levels) // 4) for name in _level(i)}
+    return "book_snapshot" if levels and levels == whole and _SHARED.keys() <= set(names) else None
+
+
+def _level(i: int) -> list[str]:
+    return [f"{side}[{i}].{value}" for side in _SIDES for value in _VALUES]
 
 
 class _Reader:
