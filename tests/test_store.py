@@ -372,13 +372,53 @@ def test_pairs_are_split_where_the_venue_has_pairs(tmp_path, venue, symbol, base
     assert (instrument.base, instrument.quote, instrument.aliases) == (base, quote, aliases)
 
 
-def test_noise_is_not_taken_for_decimals_but_may_be_declared(tmp_path):
+def declare(folder, price_precision, qty_precision=0):
+    """Write the instruments file of the recording "x"."""
+    declared = Instrument(
+        symbol="ABC", base="ABC", quote="", price_precision=price_precision, qty_precision=qty_precision
+    )
+    pq.write_table(layout.instruments_to_table(Instruments([declared])), folder / "x.instruments.parquet")
+
+
+def test_noise_is_not_taken_for_decimals(tmp_path):
     path = put(tmp_path, "trades", 2, price=[1.5, 1 / 3])
     with pytest.raises(RecordingError, match=r"x\.trades\.parquet: row 1: price 0\.3+ has over 9 decimals"):
         open_recording(path)
-    declared = Instruments([Instrument(symbol="ABC", base="ABC", quote="", price_precision=2, qty_precision=0)])
-    pq.write_table(layout.instruments_to_table(declared), tmp_path / "x.instruments.parquet")
-    assert whole(open_recording(path), "trades").price.tolist() == [150, 33]
+
+
+def test_more_decimals_than_are_inferred_may_be_declared(tmp_path):
+    path = put(tmp_path, "trades", 2, price=[1.5, 0.000000000012])
+    declare(tmp_path, 12)
+    assert whole(open_recording(path), "trades").price.tolist() == [1_500_000_000_000, 12]
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "message"),
+    [
+        ("trades", {"price": [1.25, 1.125]}, r"row 1: price has more decimals than .* say of ABC \(1\.125\); give it"),
+        ("trades", {"qty": [0.1, 0.004]}, r"row 1: qty has more decimals than .* say of ABC \(0\.004\); give it"),
+        ("quotes", {"ask_px": [1.75, 1 / 3]}, r"row 1: ask_px has more decimals .*; give it more .*, or round"),
+        ("book", {"qty": [4.25, 4.5]}, "row 0: qty has more decimals"),
+    ],
+)
+def test_rows_are_not_rounded_to_an_instruments_file_that_is_coarser(tmp_path, kind, columns, message):
+    path = put(tmp_path, kind, 2, **columns)
+    declare(tmp_path, 2, 1)
+    with pytest.raises(RecordingError, match=message):
+        whole(open_recording(path), kind)
+
+
+def test_a_float_beside_the_one_that_is_meant_is_no_decimal_more(tmp_path):
+    path = put(tmp_path, "trades", 1, price=[0.1 + 0.2])
+    declare(tmp_path, 1)
+    assert whole(open_recording(path), "trades").price.tolist() == [3]
+
+
+def test_a_large_number_is_refused_when_later_rows_have_too_many_decimals_beside_it(tmp_path):
+    table = table_of("trades", 4, symbol=["ABC", "ABC", "XYZ", "ABC"], qty=[5e7, 1.5, 1e-8, 1e-8])
+    pq.write_table(table, tmp_path / "x.trades.parquet", row_group_size=1)
+    with pytest.raises(RecordingError, match=r"row 3: qty 1e-08 has more decimals than 50000000 before it"):
+        open_recording(tmp_path)
 
 
 def test_a_symbol_that_the_instruments_file_lacks_is_refused(tmp_path):
