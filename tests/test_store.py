@@ -1,6 +1,7 @@
 """Recordings on disk: what is found, what becomes of each column, and what is refused."""
 
 import itertools
+import os
 import random
 from decimal import Decimal
 from pathlib import Path
@@ -17,7 +18,7 @@ from feeds.errors import RecordingError
 from feeds.instruments import MAX_UNITS, Instrument, Instruments
 from feeds.records import ADD, CANCEL, GAP, LAST, MISSING, MODIFY, SNAPSHOT, Batch, Levels, Quotes, Trades
 from feeds.store import Silences, describe, open_recording, write_recording
-from feeds.tablereader import ROW_GROUP
+from feeds.tablefile import ROW_GROUP, TableFile
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 RECORDINGS = SHARED / "recordings"
@@ -490,7 +491,9 @@ def test_unreadable_files_are_named(tmp_path, how, file):
         path = tmp_path / "x.instruments.parquet"
         pq.write_table(layout.instruments_to_table(open_recording(tmp_path).instruments), path)
     spoil(path, how)
-    with pytest.raises(RecordingError, match=rf"x\.{file}\.parquet: cannot be read as Parquet \(.+\); truncated"):
+    unfinished = (file, how) == ("instruments", "empty")
+    said = "is empty: .*; write it again" if unfinished else r"cannot be read as Parquet \(.+\); truncated"
+    with pytest.raises(RecordingError, match=rf"x\.{file}\.parquet: {said}"):
         open_recording(tmp_path)
 
 
@@ -740,6 +743,80 @@ def test_nothing_is_no_recording(tmp_path):
 def test_a_second_epoch_does_not_fit_behind_the_first(tmp_path):
     with pytest.raises(RecordingError, match="rows out of order; record one epoch"):
         write_recording(tmp_path / "r", PAIR, itertools.chain(some_batches(2), some_batches(2)))
+
+
+def content(recording):
+    """All values of a recording, to be compared."""
+    columns = {kind: whole(recording, kind).columns() for kind in layout.TABLES}
+    return {(kind, name): values.tolist() for kind in columns for name, values in columns[kind].items()}
+
+
+@pytest.mark.parametrize("step", ["hold_place", 0, 1, 2, 3])
+def test_what_is_published_in_part_never_opens_as_one_recording(tmp_path, monkeypatch, step):
+    older = content(write_recording(tmp_path / "r", PAIR, some_batches(1)))
+    done = itertools.count()
+    publish = TableFile.publish
+
+    def fail(*_):
+        raise OSError("interrupted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TableFile, "publish", lambda file: fail() if next(done) == step else publish(file))
+        if step == "hold_place":
+            patch.setattr(TableFile, "hold_place", fail)
+        with pytest.raises(RecordingError, match=r"r: cannot be written \(interrupted\); check the folder"):
+            write_recording(tmp_path / "r", PAIR, some_batches(3))
+    if step == "hold_place":
+        assert content(open_recording(tmp_path / "r")) == older
+    else:
+        with pytest.raises(RecordingError, match=r"r\.instruments\.parquet: is empty: .* write it again"):
+            open_recording(tmp_path / "r")
+    newer = content(write_recording(tmp_path / "r", PAIR, some_batches(3)))
+    assert newer != older
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_the_disk_has_every_file_before_it_gets_its_name(tmp_path, monkeypatch):
+    synced, fsync, publish = set(), os.fsync, TableFile.publish
+
+    def noted(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def checked(file):
+        assert file._temporary.stat().st_ino in synced
+        publish(file)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(TableFile, "publish", checked)
+    write_recording(tmp_path / "r", PAIR, some_batches(1))
+    assert tmp_path.stat().st_ino in synced
+
+
+def test_two_that_write_one_name_at_once_do_not_get_into_each_others_files(tmp_path):
+    def with_another_meanwhile():
+        yield from some_batches(70, rows=1_000)  # more than a row group: its files are begun
+        write_recording(tmp_path / "r", PAIR, some_batches(70, rows=1_000))
+
+    last = content(write_recording(tmp_path / "r", PAIR, with_another_meanwhile()))
+    assert last == content(write_recording(tmp_path / "s", PAIR, some_batches(70, rows=1_000)))
+
+
+def test_a_link_to_an_older_file_is_left_alone(tmp_path):
+    write_recording(tmp_path / "r", PAIR, some_batches(1))
+    (tmp_path / "kept").hardlink_to(tmp_path / "r.instruments.parquet")
+    before = (tmp_path / "kept").read_bytes()
+    write_recording(tmp_path / "r", PAIR, some_batches(2))
+    assert (tmp_path / "kept").read_bytes() == before
+
+
+def test_only_the_very_same_may_be_there_if_nothing_is_to_be_replaced(tmp_path):
+    write_recording(tmp_path / "r", PAIR, some_batches(2))
+    before = {path: path.stat().st_ino for path in tmp_path.iterdir()}
+    write_recording(tmp_path / "r", PAIR, some_batches(2), replace=False)
+    with pytest.raises(RecordingError, match="r: there is another recording of that name; move it away"):
+        write_recording(tmp_path / "r", PAIR, some_batches(3), replace=False)
+    assert {path: path.stat().st_ino for path in tmp_path.iterdir()} == before
 
 
 def test_a_folder_that_is_not_there_is_said(tmp_path):
