@@ -281,6 +281,7 @@ class Decoder:
         )
 
     def _trade_ids(self, column: pa.Array) -> I64:
+        column = column.cast(pa.string())  # a program may have written them as a dictionary
         # 18 digits always fit into int64; longer ones are names, not numbers.
         numeric = pc.fill_null(pc.match_substring_regex(column, r"^[0-9]{1,18}$"), False)
         ids: I64 = pc.fill_null(pc.if_else(numeric, column, "0").cast(pa.int64()), 0).to_numpy(zero_copy_only=False)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from feeds import layout
 from feeds.errors import RecordingError
-from feeds.instruments import Instruments
+from feeds.instruments import MAX_PRECISION, Instruments
 from feeds.records import GAP, I64, LAST, MISSING, SNAPSHOT, Batch, Levels, Quotes, Table, Trades
 from feeds.remembered import LONG_ROWS, recall, remember
 from feeds.restore import Restorer
@@ -167,7 +167,7 @@ def read_instruments(path: Path) -> Instruments:
     """Return the instruments of a recording's own file of them.
 
     Raises:
-        RecordingError: It is unreadable, not in the layout, or holds a null.
+        RecordingError: It is unreadable, not in the layout, holds a null, or a precision that no number can have.
     """
     if is_unfinished(path):
         raise RecordingError(f"{path}: is empty: the recording was not written to its end; write it again")
@@ -176,6 +176,10 @@ def read_instruments(path: Path) -> Instruments:
     layout.check_schema(path, table.schema, layout.INSTRUMENTS_SCHEMA)
     if any(table.column(name).null_count for name in layout.INSTRUMENTS_SCHEMA.names):
         raise RecordingError(f"{path}: holds a null; every instrument must be given in full")
+    for name in ("price_precision", "qty_precision"):
+        for symbol, decimals in zip(table["symbol"].to_pylist(), table[name].to_pylist(), strict=True):
+            if not 0 <= decimals <= MAX_PRECISION:
+                raise RecordingError(f"{path}: {name} of {symbol} is {decimals}; allowed is 0 to {MAX_PRECISION}")
     return layout.instruments_from_table(table)
 
 

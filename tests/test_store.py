@@ -264,6 +264,14 @@ def test_numeric_trade_ids_are_kept_and_others_are_rows(tmp_path):
     assert read(tmp_path, "trades", 5, **columns).trade_id.tolist() == [77, 2, 3, 4, 5]
 
 
+def test_trade_ids_may_be_a_dictionary(tmp_path):
+    table = table_of("trades", 3, trade_id=["7", "7", None])
+    at = table.schema.get_field_index("trade_id")
+    words = table["trade_id"].combine_chunks().dictionary_encode()
+    pq.write_table(table.set_column(at, "trade_id", words), tmp_path / "x.trades.parquet")
+    assert whole(open_recording(tmp_path), "trades").trade_id.tolist() == [7, 7, 3]
+
+
 def test_trades_are_counted_on_from_one_row_group_to_the_next(tmp_path):
     pq.write_table(table_of("trades", 5, symbol=["A", "B", "A", "A", "B"]), tmp_path / "x.trades.parquet", 2)
     recording = open_recording(tmp_path)
@@ -391,6 +399,20 @@ def test_more_decimals_than_are_inferred_may_be_declared(tmp_path):
     path = put(tmp_path, "trades", 2, price=[1.5, 0.000000000012])
     declare(tmp_path, 12)
     assert whole(open_recording(path), "trades").price.tolist() == [1_500_000_000_000, 12]
+
+
+@pytest.mark.parametrize("decimals", [-1, 16, 400, 20_000_000])
+@pytest.mark.parametrize("of", ["price", "quantity"])
+def test_a_precision_that_no_number_can_have_is_refused(tmp_path, of, decimals):
+    path = put(tmp_path, "trades", 2)
+    fine = layout.instruments_to_table(open_recording(path).instruments)
+    column = {"price": "price_precision", "quantity": "qty_precision"}[of]
+    wrong = fine.set_column(fine.schema.get_field_index(column), column, pa.array([decimals]))
+    pq.write_table(wrong, tmp_path / "x.instruments.parquet")
+    with pytest.raises(
+        RecordingError, match=rf"instruments\.parquet: {column} of ABC is {decimals}; allowed is 0 to 15"
+    ):
+        open_recording(path)
 
 
 @pytest.mark.parametrize(
