@@ -231,6 +231,7 @@ def test_volumes_after_each_trade_do_not_wrap_round_either():
     for k in range(len(batch)):
         singly.apply(batch.slice(k, k + 1))
     last = singly.rows(np.array([0], dtype=np.int32), T0).volume[0]
+    assert last == pytest.approx(3_000 * (MAX_UNITS - 1))
     assert (np.diff(each.volume) > 0).all()
     assert each.volume[-1] == together.rows(np.array([0], dtype=np.int32), T0).volume[0] == last
     assert sums.volume[-1] == candles.current(0, 0).volume == last
