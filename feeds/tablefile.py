@@ -6,12 +6,13 @@ table.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import filecmp
+import glob
 import os
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,28 +28,30 @@ ROW_GROUP: Final = 65_536
 class TableFile:
     """A file of a recording under a temporary name, which no other writer has.
 
-    A process that is killed leaves it: hidden, ending in ``.tmp``.
+    It is locked as long as it has a writer. One that was killed leaves it, until the next file gets its name.
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path = path
         self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         self._schema = schema
+        self._descriptor: int | None = None
         self._parquet: Any = None
 
     def write(self, rows: pa.Table) -> None:
         """Append rows as row groups of :data:`ROW_GROUP`, the last one smaller: give whole ones until the end."""
         if self._parquet is None:
+            self._descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
             self._parquet = _writer(self._temporary, self._schema)
         self._parquet.write_table(rows, row_group_size=ROW_GROUP)
 
     def finish(self) -> bool:
         """Complete the file and have the disk keep it; return whether there were any rows at all."""
-        if self._parquet is None:
+        if self._parquet is None or self._descriptor is None:
             return False
         self._parquet.close()
-        with _opened(self._temporary) as descriptor:
-            os.fsync(descriptor)
+        os.fsync(self._descriptor)
         return True
 
     def is_there(self) -> bool:
@@ -70,14 +73,24 @@ class TableFile:
         empty.touch()
         empty.replace(self.path)
 
+    def remove_leftovers(self) -> None:
+        """Remove what writers of such a file have left that were killed."""
+        for path in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp"):
+            with contextlib.suppress(FileNotFoundError, BlockingIOError), _opened(path) as descriptor:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
     def abandon(self) -> None:
         """Leave nothing under the temporary name."""
         if self._parquet is not None:
             self._parquet.close()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
         self._temporary.unlink(missing_ok=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def published(
     prefix: Path, tables: Sequence[TableFile], instruments: TableFile, *, replace: bool = True
 ) -> Iterator[None]:
@@ -102,6 +115,8 @@ def published(
         yield
         with _opened(instruments.path.parent) as folder:
             fcntl.flock(folder, fcntl.LOCK_EX)  # against files of two writers that publish at the same moment
+            for file in files:
+                file.remove_leftovers()
             if replace or not _is_published(prefix, files):
                 instruments.hold_place()
                 os.fsync(folder)
@@ -135,7 +150,7 @@ def is_unfinished(instruments: Path) -> bool:
     return instruments.exists() and instruments.stat().st_size == 0
 
 
-@contextmanager
+@contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
     """Return the descriptor of a file or folder."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

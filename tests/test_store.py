@@ -824,6 +824,19 @@ def test_two_that_write_one_name_at_once_do_not_get_into_each_others_files(tmp_p
     assert last == content(write_recording(tmp_path / "s", PAIR, some_batches(70, rows=1_000)))
 
 
+def test_what_a_killed_writer_left_is_removed_and_what_another_still_writes_is_not(tmp_path):
+    left = tmp_path / ".r.book.parquet.0123456789abcdef.tmp"
+    left.write_bytes(b"half a book")
+    others = TableFile(tmp_path / "r.trades.parquet", layout.SCHEMAS["trades"])
+    others.write(table_of("trades", 2).cast(layout.SCHEMAS["trades"]))
+    write_recording(tmp_path / "r", PAIR, some_batches(1))
+    assert not left.exists()
+    assert others.finish()
+    others.publish()
+    assert pq.read_table(tmp_path / "r.trades.parquet").num_rows == 2
+    others.abandon()
+
+
 def test_a_link_to_an_older_file_is_left_alone(tmp_path):
     write_recording(tmp_path / "r", PAIR, some_batches(1))
     (tmp_path / "kept").hardlink_to(tmp_path / "r.instruments.parquet")
