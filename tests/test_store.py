@@ -437,6 +437,31 @@ def test_a_float_beside_the_one_that_is_meant_is_no_decimal_more(tmp_path):
     assert whole(open_recording(path), "trades").price.tolist() == [3]
 
 
+@given(
+    rows=st.lists(
+        st.tuples(st.sampled_from("AB"), st.sampled_from([0, 1, 10**8 + 1, 2**52 - 1, 2**53]), st.integers(0, 9)),
+        min_size=1,
+        max_size=8,
+    ),
+    cut=st.integers(0, 8),
+)
+def test_with_instruments_that_were_inferred_every_row_can_be_read(rows, cut):
+    symbols, units, decimals = zip(*rows, strict=True)
+    values = [float(Decimal(u).scaleb(-d)) for u, d in zip(units, decimals, strict=True)]
+    table = table_of("trades", len(rows), symbol=list(symbols), price=values, qty=values)
+    pieces = [piece for part in (table.slice(0, cut), table.slice(cut)) for piece in part.to_batches() if len(piece)]
+    inference = layout.Inference()
+    try:
+        for piece in pieces:
+            inference.update("trades", Path("x"), 0, piece)
+    except RecordingError:  # what cannot be inferred is told before anything is written
+        return
+    instruments = inference.instruments()
+    decoder = layout.Decoder("trades", Path("x"), instruments)
+    read = Trades.concatenate([decoder.decode(piece) for piece in pieces])
+    np.testing.assert_allclose(read.price / instruments.price_scale[read.instrument], values, rtol=2**-50)
+
+
 def test_a_large_number_is_refused_when_later_rows_have_too_many_decimals_beside_it(tmp_path):
     table = table_of("trades", 4, symbol=["ABC", "ABC", "XYZ", "ABC"], qty=[5e7, 1.5, 1e-8, 1e-8])
     pq.write_table(table, tmp_path / "x.trades.parquet", row_group_size=1)
