@@ -5,7 +5,9 @@ in one period, and only runs are merged into the state, so the cost of a batch h
 
 Both classes leave out prints of size 0 (real tapes have them): they traded nothing, so they are neither a price nor
 a count. Sums of price times quantity are float64, because int64 overflows after some 15,000 trades of one bitcoin
-in lots of 1e-8; their last digits may depend on how a stream was cut into batches, everything else does not.
+in lots of 1e-8; their last digits may depend on how a stream was cut into batches. So are sums of quantities, because
+a day of a coin that trades by the billion overflows too; up to 2**53 lots they are exact, and beyond that rounded.
+Everything else depends on nothing but the trades.
 
 This module must not know of channels or of printing. It reads no clock: time is what trades and callers say it is.
 """
@@ -13,7 +15,7 @@ This module must not know of channels or of printing. It reads no clock: time is
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, Self
 
 import msgspec
@@ -46,7 +48,7 @@ class _Runs(msgspec.Struct, frozen=True):
         high: int64 ticks.
         low: int64 ticks.
         close: int64 ticks, of the last trade.
-        volume: int64 lots.
+        volume: float64 lots.
         notional: float64, ticks times lots.
         trades: int64.
     """
@@ -57,7 +59,7 @@ class _Runs(msgspec.Struct, frozen=True):
     high: I64
     low: I64
     close: I64
-    volume: I64
+    volume: F64
     notional: F64
     trades: I64
 
@@ -85,7 +87,7 @@ def _runs(trades: Trades, period: I64, newest: I64) -> _Runs:
         high=np.maximum.reduceat(price, starts),
         low=np.minimum.reduceat(price, starts),
         close=price[stops - 1],
-        volume=np.add.reduceat(qty, starts),
+        volume=np.add.reduceat(qty.astype(np.float64), starts),
         notional=np.add.reduceat(price.astype(np.float64) * qty, starts),
         trades=stops - starts,
     )
@@ -134,7 +136,7 @@ class DayRows(msgspec.Struct, frozen=True):
         open: int64 ticks: the first price in the window, which is the price 24 hours ago.
         low: int64 ticks.
         high: int64 ticks.
-        volume: int64 lots.
+        volume: float64 lots, whole ones.
         vwap: float64 ticks.
         count: int64 trades.
     """
@@ -143,7 +145,7 @@ class DayRows(msgspec.Struct, frozen=True):
     open: I64
     low: I64
     high: I64
-    volume: I64
+    volume: F64
     vwap: F64
     count: I64
 
@@ -174,7 +176,7 @@ class DayStatistics:
         self._open = np.zeros(slots, dtype=np.int64)
         self._low = np.zeros(slots, dtype=np.int64)
         self._high = np.zeros(slots, dtype=np.int64)
-        self._volume = np.zeros(slots, dtype=np.int64)
+        self._volume = np.zeros(slots, dtype=np.float64)
         self._notional = np.zeros(slots, dtype=np.float64)
         self._count = np.zeros(slots, dtype=np.int64)
         # Asked for often, changed every half hour. At 1,000 instruments adding up 48 columns takes 5 ms.
@@ -257,7 +259,9 @@ class DayStatistics:
         self.apply(trades)
         slot = self._slots(ids, period)
         running = self._period[slot] == period
-        self._notional[slot[running]] = each.notional[bounds[1:] - 1][running]  # added up in the same order
+        ends = bounds[1:][running] - 1
+        # Added up in the same order.
+        self._volume[slot[running]], self._notional[slot[running]] = each.volume[ends], each.notional[ends]
         return self._window(trades.instrument, period, each, last)
 
     def _running(self, ids: I32, period: int) -> Sums:
@@ -319,7 +323,7 @@ class Candle(msgspec.Struct, frozen=True):
         high: int ticks.
         low: int ticks.
         close: int ticks, the last price so far.
-        volume: int lots.
+        volume: int lots; what float64 sums have beyond 2**53 is rounded.
         vwap: float ticks.
         trades: How many, without those of size 0.
     """
@@ -356,11 +360,14 @@ class CandleColumns(msgspec.Struct, frozen=True):
     def candles(self, rows: npt.NDArray[np.intp]) -> list[Candle]:
         """Return the rows picked by an index array."""
         sums = self.sums.pick(rows)
-        columns = (
-            self.begin_ns[rows], sums.open, sums.high, sums.low, self.close[rows], sums.volume,
-            sums.notional / sums.volume, sums.count,
-        )  # fmt: skip
-        return [Candle(*row) for row in zip(*[column.tolist() for column in columns], strict=True)]
+        prices = (sums.open, sums.high, sums.low, self.close[rows])
+        return _candles(self.begin_ns[rows], prices, sums.volume, sums.notional, sums.count)
+
+
+def _candles(begin_ns: I64, prices: Sequence[I64], volume: F64, notional: F64, trades: I64) -> list[Candle]:
+    """Return candles of columns; the prices are open, high, low and close."""
+    columns = (begin_ns.tolist(), *[price.tolist() for price in prices], map(int, volume.tolist()))
+    return [Candle(*row) for row in zip(*columns, (notional / volume).tolist(), trades.tolist(), strict=True)]
 
 
 class Candles:
@@ -392,7 +399,7 @@ class Candles:
         self._high = np.zeros(slots, dtype=np.int64)
         self._low = np.zeros(slots, dtype=np.int64)
         self._close = np.zeros(slots, dtype=np.int64)
-        self._volume = np.zeros(slots, dtype=np.int64)
+        self._volume = np.zeros(slots, dtype=np.float64)
         self._notional = np.zeros(slots, dtype=np.float64)
         self._trades = np.zeros(slots, dtype=np.int64)
         self._closed: dict[int, deque[Candle]] = {}
@@ -428,7 +435,9 @@ class Candles:
         self.apply(trades)
         last = _bounds(instrument)[1:] - 1
         for index, columns in each.items():
-            self._notional[index * self._n + instrument[last]] = columns.sums.notional[last]  # added up in that order
+            slot = index * self._n + instrument[last]
+            # Added up in that order.
+            self._volume[slot], self._notional[slot] = columns.sums.volume[last], columns.sums.notional[last]
         return each
 
     def _after_each(self, interval_index: int, trades: Trades, instrument: I64, minute: I64) -> CandleColumns:
@@ -483,17 +492,9 @@ class Candles:
 
     def _read(self, slot: I64) -> list[Candle]:
         """Return the current candles in these slots, each of which has a trade."""
-        columns = (
-            self._begin[slot] * MINUTE_NS,
-            self._open[slot],
-            self._high[slot],
-            self._low[slot],
-            self._close[slot],
-            self._volume[slot],
-            self._notional[slot] / self._volume[slot],
-            self._trades[slot],
-        )
-        return [Candle(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
+        prices = (self._open[slot], self._high[slot], self._low[slot], self._close[slot])
+        begin_ns = self._begin[slot] * MINUTE_NS
+        return _candles(begin_ns, prices, self._volume[slot], self._notional[slot], self._trades[slot])
 
     def _slot(self, interval_index: int, instrument: int) -> int:
         if not (0 <= interval_index < len(self.INTERVALS) and 0 <= instrument < self._n):

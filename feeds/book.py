@@ -16,7 +16,7 @@ from itertools import islice
 import msgspec
 import numpy as np
 
-from feeds.records import ADD, BUY, CANCEL, CLEAR, GAP, LAST, MISSING, MODIFY, NO_SIDE, SELL, SET, SNAPSHOT, U8, Levels
+from feeds.records import ADD, BUY, CANCEL, CLEAR, GAP, LAST, MISSING, MODIFY, NO_SIDE, SELL, SET, SNAPSHOT, Levels
 
 #: Levels of each side that a checksum covers, whatever the subscribed depth (Kraken's book guide, WebSocket v2).
 CHECKSUM_DEPTH = 10
@@ -275,14 +275,9 @@ class Books:
     events of cme_ESH4_20231225 came in several packets. Rows of several instruments may interleave. A snapshot that
     never sets LAST (CME by order) ends before the first row of its instrument that is not SNAPSHOT; it may begin
     without CLEAR.
-
-    Args:
-        marks_last: False for a source that never sets LAST outside snapshots. Then an event ends where instrument
-            or ``ts_recv`` changes, and with the batch.
     """
 
-    def __init__(self, *, marks_last: bool = True) -> None:
-        self._marks_last = marks_last
+    def __init__(self) -> None:
         self._lines: dict[int, _Line] = {}
         self._unfinished: dict[_Line, None] = {}  # those with an open snapshot
 
@@ -401,18 +396,6 @@ class Books:
 
     def _rows(self, levels: Levels) -> Iterator[tuple[int, int, int, int, int, int, int, int, int]]:
         """Return the rows as tuples of Python integers, each column converted at once."""
-        flags = levels.flags if self._marks_last else _with_last(levels)
-        columns = (flags, levels.action, levels.side, levels.price, levels.qty, levels.order_id)
+        columns = (levels.flags, levels.action, levels.side, levels.price, levels.qty, levels.order_id)
         times = (levels.ts_recv, levels.ts_event)
         return zip(levels.instrument.tolist(), *(c.tolist() for c in columns + times), strict=True)
-
-
-def _with_last(levels: Levels) -> U8:
-    """Return the flags with LAST at the end of each run of rows of one instrument and ``ts_recv``.
-
-    Not inside a snapshot: its end is told by the row after it, wherever its receive times change.
-    """
-    ends = np.ones(len(levels), dtype=bool)
-    ends[:-1] = (np.diff(levels.instrument) != 0) | (np.diff(levels.ts_recv) != 0)
-    ends &= (levels.flags & SNAPSHOT) == 0
-    return levels.flags | np.where(ends, np.uint8(LAST), np.uint8(0))

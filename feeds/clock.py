@@ -113,7 +113,8 @@ SKIP: Final = GapPolicy(NS, 0)
 
 def cap(seconds: float) -> GapPolicy:
     """Return the policy by which no silence lasts longer than ``seconds`` of tape time."""
-    return GapPolicy(round(seconds * NS), round(seconds * NS))
+    longest_ns = round(min(seconds * NS, _NEVER))
+    return GapPolicy(longest_ns, longest_ns)
 
 
 def parse_gap(text: str) -> GapPolicy:

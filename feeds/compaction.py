@@ -48,14 +48,16 @@ class Compacted(msgspec.Struct, frozen=True, kw_only=True):
 def compact(prefix: str | os.PathLike[str], *, keyframe_rows: int = EVERY_ROWS) -> Compacted:
     """Make recordings of a log, and remove it once they are safely on disk.
 
-    If it is interrupted, the log is as it was and can be compacted again.
+    If it is interrupted, the log is as it was and can be compacted again; takes that are recordings already stay. No
+    other recording is written over.
 
     Args:
         prefix: Folder and name.
         keyframe_rows: Rows of books after which a keyframe comes; 0: there are none, and ``seq`` is as it was.
 
     Raises:
-        RecordingError: There is no such log, it is being recorded, or it cannot be read or made a recording of.
+        RecordingError: There is no such log, it is being recorded, it cannot be read or made a recording of, or there
+            is another recording of that name. The log is still there.
     """
     path = Path(prefix)
     if not (paths := segments(path)):
@@ -66,10 +68,6 @@ def compact(prefix: str | os.PathLike[str], *, keyframe_rows: int = EVERY_ROWS) 
         paths = segments(path)
         recordings = _written(path, paths, keyframe_rows)
         size = sum(segment.stat().st_size for segment in paths)
-        for recording in recordings:
-            parts = [path.with_name(f"{recording.name}.{part}.parquet") for part in (*recording.tables, "instruments")]
-            _sync(parts)
-        _sync([path.parent])
         for segment in reversed(paths):  # the first one, with the lock, goes last
             segment.unlink()
     except OSError as error:
@@ -93,18 +91,8 @@ def _written(prefix: Path, paths: Sequence[Path], keyframe_rows: int) -> list[Re
         batches: Iterator[Batch] = (batch for _, batch in take)
         if keyframe_rows:
             batches = map(Keyframes(keyframe_rows).add, batches)
-        recordings.append(write_recording(path, instruments, batches))
+        recordings.append(write_recording(path, instruments, batches, replace=False))
     return recordings
-
-
-def _sync(paths: Sequence[Path]) -> None:
-    """Have the disk keep files or folders."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 class Takes:

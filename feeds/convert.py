@@ -24,7 +24,7 @@ from feeds.formats.merge import Tape, merged, times
 from feeds.formats.source import Source, open_sources
 from feeds.instruments import Instrument, Instruments
 from feeds.records import MISSING
-from feeds.store import Silences, path_of, read_instruments, write_instruments
+from feeds.store import Silences, instruments_file, path_of, read_instruments, write_instruments
 from feeds.survey import Survey, TableSummary
 from feeds.tablefile import ROW_GROUP, TableFile, published
 from feeds.tapelog import segments
@@ -161,12 +161,13 @@ class Conversion:
             )
         encoding = _Encoding()
         writers = [_Writer(table, _part(prefix, table), encoding) for table in layout.TABLES]
-        with published(prefix, [writer.file for writer in writers]):
+        instruments = instruments_file(_part(prefix, "instruments"))
+        with published(prefix, [writer.file for writer in writers], instruments):
             with encoding:
                 summary = self._run(Survey(), writers, progress)
                 for writer in writers:
                     writer.finish()
-            write_instruments(_part(prefix, "instruments"), summary.instruments)
+            write_instruments(instruments, summary.instruments)
         return summary
 
     def _run(self, survey: Survey, writers: Sequence[_Writer], progress: Progress | None) -> Summary:

@@ -12,7 +12,7 @@ class FeedError(Exception):
 
 
 class RecordingError(FeedError):
-    """A recording is missing, unreadable or not in the layout of ``feeds.store``."""
+    """A recording is missing, unreadable or not in the layout of ``feeds.layout``."""
 
 
 class UnknownSymbolError(FeedError, LookupError):

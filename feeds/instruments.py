@@ -22,6 +22,8 @@ from feeds.errors import RecordingError, UnknownSymbolError
 #: Integers beyond this are refused at a feed's edge: up to here ``ticks / 10**precision`` printed with
 #: ``precision`` decimals gives back the exact digits, because a double's relative error is at most 2**-53.
 MAX_UNITS = 2**52
+#: With one decimal more even a whole 1 would be beyond :data:`MAX_UNITS`.
+MAX_PRECISION = 15
 
 
 class SymbolError(RecordingError):

@@ -21,7 +21,7 @@ from feeds.records import ADD, FILL, I32, I64, MISSING, MODIFY, SET, U64, Levels
 F64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-#: More decimals than this are not inferred: they are averages or noise, and a file must say what it means by them.
+#: More decimals than this are not inferred: they are averages or noise; where they are meant, a file must say so.
 MAX_DECIMALS: Final = 9
 #: How far a float may lie from the decimal it stands for, relative: four units in the last place. Exactly parsed
 #: text needs none of it; 0.1 + 0.2 needs one.
@@ -30,6 +30,8 @@ DECIMAL_TOLERANCE: Final = 2.0**-50
 EXACT_UNITS: Final = 2**51
 
 _POWERS: Final[F64] = np.array([10.0**decimals for decimals in range(MAX_DECIMALS + 1)])
+#: Values up to here are within ``MAX_UNITS`` whatever decimals they turn out to have.
+_ALWAYS_FITS: Final = MAX_UNITS / 10**MAX_DECIMALS
 
 TABLES: Final[dict[str, type[Table]]] = {"trades": Trades, "quotes": Quotes, "book": Levels}
 #: The float columns of each table: prices, then quantities.
@@ -168,11 +170,13 @@ class Decoder:
         self._row += batch.num_rows
         return table
 
-    def _refuse(self, bad: Mask, why: str, column: npt.NDArray[Any] | None = None) -> None:
+    def _refuse(
+        self, bad: Mask, why: str, column: npt.NDArray[Any] | None = None, remedy: str = "mend or leave out the row"
+    ) -> None:
         if bad.any():
             at = int(np.argmax(bad))
             value = "" if column is None else f" ({column[at]})"
-            raise RecordingError(f"{self._path}: row {self._row + at}: {why}{value}; mend or leave out the row")
+            raise RecordingError(f"{self._path}: row {self._row + at}: {why}{value}; {remedy}")
 
     def _shared(self, batch: pa.RecordBatch) -> dict[str, npt.NDArray[Any]]:
         received = batch.column("ts_recv")
@@ -222,8 +226,9 @@ class Decoder:
         self._refuse(instrument < 0, f"symbol is null or not among the instruments {', '.join(list(self._ids)[:8])}")
         return instrument
 
-    def _units(self, name: str, values: F64, scale: F64) -> I64:
-        """Return ``values * scale`` as the integers meant; there is no NaN among the values."""
+    def _units(self, name: str, values: F64, instrument: I32, scales: F64) -> I64:
+        """Return values as the integers meant, by the scales of all instruments; there is no NaN among the values."""
+        scale = scales[instrument]
         with np.errstate(over="ignore"):
             units = np.rint(values * scale)
         largest = max(units.max(), -units.min())
@@ -233,14 +238,24 @@ class Decoder:
         if largest > EXACT_UNITS:
             near = np.abs(units) > EXACT_UNITS
             units[near] += np.rint((values[near] - units[near] / scale[near]) * scale[near])
+        odd = units / scale != values
+        if odd.any():
+            odd[odd] = _inexact(values[odd], scale[odd])
+            self._refuse_rounding(odd, name, values, instrument)
         return units.astype(np.int64)
 
+    def _refuse_rounding(self, odd: Mask, name: str, values: F64, instrument: I32) -> None:
+        if odd.any():
+            symbol = self._instruments[int(instrument[np.argmax(odd)])].symbol
+            why = f"{name} has more decimals than the instruments say of {symbol}"
+            self._refuse(odd, why, values, "give it more in the instruments file, or round the column")
+
     def _price(self, batch: pa.RecordBatch, name: str, instrument: I32) -> I64:
-        values, scale = _floats(batch.column(name), np.nan), self._instruments.price_scale[instrument]
+        values, scales = _floats(batch.column(name), np.nan), self._instruments.price_scale
         absent = np.isnan(values)
         if not absent.any():
-            return self._units(name, values, scale)
-        ticks = self._units(name, np.where(absent, 0.0, values), scale)
+            return self._units(name, values, instrument, scales)
+        ticks = self._units(name, np.where(absent, 0.0, values), instrument, scales)
         ticks[absent] = MISSING
         return ticks
 
@@ -251,7 +266,7 @@ class Decoder:
             values = np.where(absent, 0.0, values)
         if not values.min() >= 0.0:  # which NaN is not either
             self._refuse(~(values >= 0.0), f"{name} is negative or not a number", values)
-        return self._units(name, values, self._instruments.qty_scale[instrument])
+        return self._units(name, values, instrument, self._instruments.qty_scale)
 
     def _trades(self, batch: pa.RecordBatch, shared: dict[str, npt.NDArray[Any]]) -> Trades:
         instrument = shared["instrument"]
@@ -266,6 +281,7 @@ class Decoder:
         )
 
     def _trade_ids(self, column: pa.Array) -> I64:
+        column = column.cast(pa.string())  # a program may have written them as a dictionary
         # 18 digits always fit into int64; longer ones are names, not numbers.
         numeric = pc.fill_null(pc.match_substring_regex(column, r"^[0-9]{1,18}$"), False)
         ids: I64 = pc.fill_null(pc.if_else(numeric, column, "0").cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
@@ -378,16 +394,31 @@ def split_pair(symbol: str, venue: str) -> tuple[str, str]:
 
 
 class _Column:
-    """What has been seen of prices or of quantities: per symbol the decimals needed and the common step."""
+    """What has been seen of prices or of quantities.
+
+    Attributes:
+        decimals: int64, shape ``(symbols,)``: the decimals needed.
+        step: int64, shape ``(symbols,)``: the common step, in units of the last decimal.
+        largest: float64, shape ``(symbols,)``: the largest absolute value above :data:`_ALWAYS_FITS`, else 0.
+    """
 
     def __init__(self) -> None:
         self.decimals = np.zeros(0, dtype=np.int64)
         self.step = np.ones(0, dtype=np.int64)
+        self.largest = np.zeros(0, dtype=np.float64)
 
     def grow(self, symbols: int) -> None:
         new = symbols - len(self.decimals)
         self.decimals = np.append(self.decimals, np.zeros(new, dtype=np.int64))
         self.step = np.append(self.step, np.ones(new, dtype=np.int64))
+        self.largest = np.append(self.largest, np.zeros(new, dtype=np.float64))
+
+    def beyond(self, ids: I64, values: F64) -> Mask:
+        """Take in how large values are, and return the symbols of which one, now or before, has too many units."""
+        if max(values.max(), -values.min()) > _ALWAYS_FITS:
+            np.maximum.at(self.largest, ids, np.abs(values))
+        found: Mask = np.rint(self.largest * _POWERS[self.decimals]) > MAX_UNITS
+        return found
 
     def units(self, ids: I64, values: F64) -> tuple[F64, I64]:
         """Return values in units of the last decimal, and the positions that no allowed decimals can print."""
@@ -463,10 +494,20 @@ class Inference:
             refuse(int(np.argmax(np.abs(values))), f"is beyond {MAX_UNITS}; mend or leave out the row")
         units, unfit = seen.units(ids, values)
         if len(unfit):
-            refuse(int(unfit[0]), f"has over {MAX_DECIMALS} decimals; name the precision in an instruments file")
-        if max(units.max(), -units.min()) > MAX_UNITS:
-            at = int(np.argmax(np.abs(units)))
-            refuse(at, f"is beyond {MAX_UNITS} units of the symbol's last decimal; mend or leave out the row")
+            refuse(
+                int(unfit[0]),
+                f"has over {MAX_DECIMALS} decimals; round it, or name its precision in an instruments file",
+            )
+        if (beyond := seen.beyond(ids, values)).any():
+            symbol = int(np.argmax(beyond))
+            units = np.where(ids == symbol, np.abs(units), 0.0)
+            if units.max() > MAX_UNITS:
+                at, what = int(np.argmax(units)), f"is beyond {MAX_UNITS} units of the symbol's last decimal"
+            else:
+                coarser = _POWERS[seen.decimals[ids] - 1]
+                at = int(np.argmax((ids == symbol) & _inexact(values, coarser)))
+                what = f"has more decimals than {seen.largest[symbol]:.15g} before it can have within {MAX_UNITS} units"
+            refuse(at, f"{what}; mend or leave out the row")
         if seen is self._prices:
             seen.divide(ids, units)
 

@@ -129,7 +129,7 @@ class Playback:
     """Control and position of one tape.
 
     The first half is for those who listen: commands, each of which takes effect before the next batch. After
-    :meth:`stop` they change nothing. The second half is for the one who plays the tape.
+    :meth:`stop` none of them has the tape play again. The second half is for the one who plays the tape.
 
     Args:
         start_ns: Where the tape begins, ns UTC.

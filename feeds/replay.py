@@ -203,12 +203,17 @@ class ReplayFeed:
     def slices(self, rows: int = BATCH_ROWS) -> Iterator[Batch]:
         """Yield the tape once in batches of about ``rows`` rows, as fast as they are asked for.
 
-        Reads files in the calling thread, and counts nothing in :meth:`statistics`.
+        If it begins in the middle of the recording, the first batch is the market as it then was. Reads files in the
+        calling thread, and counts nothing in :meth:`statistics`.
 
         Raises:
             RecordingError: A row is not fit for the bus.
         """
         playback, merge = self.playback, Merge(len(self._recording.sources))
+        if playback.start_ns > self._recording.start_ns:
+            state = self._recording.state_before(playback.start_ns)
+            if len(state):
+                yield state
         tables = self._tables(playback.start_ns)
         while True:
             for track, chunks in zip(merge.tracks, tables, strict=True):
@@ -230,7 +235,8 @@ class ReplayFeed:
     async def run(self, out: trio.abc.SendChannel[Event]) -> None:
         """Play the tape: an epoch marker, batches, and at the end an end marker or, in a loop, the next epoch.
 
-        Each seek begins an epoch too. A cancel leaves no file open and no thread running.
+        Each seek begins an epoch too. A cancel waits for the row group that is being read or restored from; it leaves
+        no file open and no thread running.
 
         Raises:
             RecordingError: A row is not fit for the bus.

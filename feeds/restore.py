@@ -7,7 +7,8 @@ them are looked through once, and the books are made from the beginning of the t
 group and the books themselves, but the time grows with the distance. Quotes are found likewise, back to the last one
 of each instrument.
 
-This module must not know of sources other than one recording, or of pacing.
+That may take many seconds, so in a worker thread of Trio it ends within a row group when the task that waits for it is
+cancelled. This module must not know of sources other than one recording, or of pacing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import trio
 
 from feeds import layout
 from feeds.book import Books
@@ -63,6 +65,7 @@ class Restorer:
 
         Raises:
             RecordingError: A row on which it rests is not fit for the bus.
+            trio.Cancelled: This is a worker thread, and the task that waits for it was cancelled.
         """
         levels, quotes = self._levels_before(ts_ns), self._quotes_before(ts_ns)
         seq = np.arange(-len(levels) - len(quotes), 0)
@@ -76,10 +79,11 @@ class Restorer:
 
     def _levels_before(self, ts_ns: int) -> Levels:
         books = Books()
-        if self._book is not None:
+        if self._book is not None and self._book.rows:
             group, row = self._start_before(self._book, ts_ns)
             with contextlib.closing(self._book.tables(self._instruments, group=group, row=row)) as tables:
                 for table in tables:
+                    _heed_cancel()
                     count = int(table.ts_recv.searchsorted(ts_ns))
                     for _ in books.apply(without_superseded(table.slice(0, count))):
                         pass
@@ -178,6 +182,7 @@ class Restorer:
     # Both
 
     def _scanned(self, file: TableReader, group: int, columns: list[str], before_ns: int | None) -> pa.Table:
+        _heed_cancel()
         table = file.read(group, columns)
         if before_ns is None:
             return table
@@ -191,6 +196,12 @@ class Restorer:
             known = [0 if symbol is None else self._ids.get(symbol, 0) for symbol in symbols]
             parts.append(np.array([*known, 0], dtype=np.int32)[codes])
         return np.concatenate([np.empty(0, dtype=np.int32), *parts])
+
+
+def _heed_cancel() -> None:
+    """Raise :exc:`trio.Cancelled` in a worker thread whose task was cancelled."""
+    with contextlib.suppress(RuntimeError):  # no worker thread: whoever calls waits for the end
+        trio.from_thread.check_cancelled()
 
 
 def without_superseded(levels: Levels) -> Levels:

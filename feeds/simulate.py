@@ -2,7 +2,8 @@
 
 Market time advances in windows. One window is computed for all symbols at once: how many events each has, when,
 what each one is, and at which price. Symbols are independent of each other, and each reads its own stream of
-random numbers, so BTC/USD moves the same whichever other symbols are simulated beside it.
+random numbers, so BTC/USD moves the same whichever other symbols are simulated beside it, as long as its share of the
+rate, which they divide among themselves, is the same.
 
 :class:`Ticks` makes trades and quotes, :class:`~feeds.depth.Books` the books under them, :class:`_Market` joins the
 two and numbers their rows; none of these knows what time it is. Only :class:`SimulatedFeed` has a clock, to pace

@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 
 from feeds import layout
 from feeds.errors import RecordingError
-from feeds.instruments import Instruments
+from feeds.instruments import MAX_PRECISION, Instruments
 from feeds.records import GAP, I64, LAST, MISSING, SNAPSHOT, Batch, Levels, Quotes, Table, Trades
 from feeds.remembered import LONG_ROWS, recall, remember
 from feeds.restore import Restorer
 from feeds.sources import Source
-from feeds.tablefile import ROW_GROUP, TableFile, published
+from feeds.tablefile import ROW_GROUP, TableFile, is_unfinished, published
 from feeds.tablereader import TableReader, readable
 
 logger = logging.getLogger(__name__)
@@ -167,13 +167,19 @@ def read_instruments(path: Path) -> Instruments:
     """Return the instruments of a recording's own file of them.
 
     Raises:
-        RecordingError: It is unreadable, not in the layout, or holds a null.
+        RecordingError: It is unreadable, not in the layout, holds a null, or a precision that no number can have.
     """
+    if is_unfinished(path):
+        raise RecordingError(f"{path}: is empty: the recording was not written to its end; write it again")
     with readable(path):
         table = pq.ParquetFile(path).read()
     layout.check_schema(path, table.schema, layout.INSTRUMENTS_SCHEMA)
     if any(table.column(name).null_count for name in layout.INSTRUMENTS_SCHEMA.names):
         raise RecordingError(f"{path}: holds a null; every instrument must be given in full")
+    for name in ("price_precision", "qty_precision"):
+        for symbol, decimals in zip(table["symbol"].to_pylist(), table[name].to_pylist(), strict=True):
+            if not 0 <= decimals <= MAX_PRECISION:
+                raise RecordingError(f"{path}: {name} of {symbol} is {decimals}; allowed is 0 to {MAX_PRECISION}")
     return layout.instruments_from_table(table)
 
 
@@ -427,35 +433,48 @@ class _Writer:
 
 
 def write_recording(
-    prefix: str | os.PathLike[str], instruments: Instruments, batches: Iterable[Batch], *, venue: str = "TICKER"
+    prefix: str | os.PathLike[str],
+    instruments: Instruments,
+    batches: Iterable[Batch],
+    *,
+    venue: str = "TICKER",
+    replace: bool = True,
 ) -> Recording:
-    """Write one epoch of a feed as a recording, in place of any of that name, and return it opened.
+    """Write one epoch of a feed as a recording, and return it opened.
 
-    Every file is complete before it gets its name, so what is cut short leaves the older recording as it was.
+    Every file is complete before any gets its name, so what is cut short leaves an older recording of that name as it
+    was; see :func:`feeds.tablefile.published`.
 
     Args:
         prefix: Folder and name; an existing folder.
         instruments: What the ids in the batches mean; written to ``NAME.instruments.parquet``.
         batches: In tape order; they are read one by one and not kept.
         venue: What the column ``venue`` says.
+        replace: Whether to write over a recording of that name, if it is not the very same.
 
     Raises:
-        RecordingError: There are no rows, they are out of order, or the files cannot be written.
+        RecordingError: There are no rows, they are out of order, there is a recording that is not to be replaced, or
+            the files cannot be written.
     """
     folder, name = Path(prefix).parent, Path(prefix).name
     writers = [_Writer(kind, path_of(folder, name, kind), instruments, venue) for kind in layout.TABLES]
-    with published(Path(prefix), [writer.file for writer in writers]):
+    manifest = instruments_file(path_of(folder, name, "instruments"))
+    with published(Path(prefix), [writer.file for writer in writers], manifest, replace=replace):
         for batch in batches:
             for writer, table in zip(writers, (batch.trades, batch.quotes, batch.levels), strict=True):
                 writer.add(table)
         if not sum(writer.finish() for writer in writers):
             raise RecordingError(f"{prefix}: nothing to record; the feed gave no rows")
-        write_instruments(path_of(folder, name, "instruments"), instruments)
+        write_instruments(manifest, instruments)
     return open_recording(prefix)
 
 
-def write_instruments(path: Path, instruments: Instruments) -> None:
-    """Write a recording's own file of instruments, under a temporary name until it is whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(layout.instruments_to_table(instruments), temporary, compression="zstd")
-    temporary.replace(path)
+def instruments_file(path: Path) -> TableFile:
+    """Return a recording's own file of instruments, as it is to be published with its tables."""
+    return TableFile(path, layout.INSTRUMENTS_SCHEMA)
+
+
+def write_instruments(file: TableFile, instruments: Instruments) -> None:
+    """Fill and complete a file of instruments."""
+    file.write(layout.instruments_to_table(instruments))
+    file.finish()

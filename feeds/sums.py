@@ -27,7 +27,7 @@ class Sums(msgspec.Struct, frozen=True):
         open: int64 ticks; means nothing where ``count`` is 0.
         low: int64 ticks; :data:`HIGHEST` where there was no trade.
         high: int64 ticks; :data:`~feeds.records.MISSING`, the least int64, where there was no trade.
-        volume: int64 lots.
+        volume: float64 lots.
         notional: float64, ticks times lots.
         count: int64 trades.
     """
@@ -35,7 +35,7 @@ class Sums(msgspec.Struct, frozen=True):
     open: I64
     low: I64
     high: I64
-    volume: I64
+    volume: F64
     notional: F64
     count: I64
 
@@ -58,7 +58,7 @@ class Sums(msgspec.Struct, frozen=True):
             open=np.repeat(opened, np.diff(bounds)),
             low=accumulated(np.minimum, np.where(sized, price, HIGHEST), bounds, self.low),
             high=accumulated(np.maximum, np.where(sized, price, MISSING), bounds, self.high),
-            volume=accumulated(np.add, qty, bounds, self.volume),
+            volume=accumulated(np.add, qty.astype(np.float64), bounds, self.volume),
             notional=accumulated(np.add, price.astype(np.float64) * qty, bounds, self.notional),
             count=accumulated(np.add, sized.astype(np.int64), bounds, self.count),
         )

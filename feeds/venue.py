@@ -1,6 +1,6 @@
 """The seam between orders and a market: what a place to trade does with an order.
 
-Two implement it. :mod:`feeds.tape` fills orders against a tape that they do not move; :mod:`feeds.market` is an order
+Two implement it. :mod:`feeds.tape` fills orders against a tape that they do not move; :mod:`feeds.pit` is an order
 book in which clients and simulated agents trade with each other. Everything is sync and has one caller. A venue knows
 prices, quantities and whose an entry is; it must not know accounts, money, requests or why an order was cancelled.
 """

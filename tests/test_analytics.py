@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feeds.analytics import MINUTE_NS, Candle, Candles, DayRows, DayStatistics
+from feeds.instruments import MAX_UNITS
 from feeds.records import BUY, LAST, MISSING, Trades
 
 RECORDINGS = Path(__file__).parents[2] / "shared" / "data" / "recordings"
@@ -164,10 +165,9 @@ def test_day_rows_have_the_documented_dtypes():
     day = DayStatistics(N)
     day.apply(trades([Print(T0)]))
     rows = day.rows(ALL, T0)
-    assert {n: getattr(rows, n).dtype.name for n in DayRows.__struct_fields__ if n != "vwap"} == dict.fromkeys(
-        ("last_px", "open", "low", "high", "volume", "count"), "int64"
-    )
-    assert rows.vwap.dtype == np.float64
+    sums = dict.fromkeys(("volume", "vwap"), "float64")
+    others = dict.fromkeys(("last_px", "open", "low", "high", "count"), "int64")
+    assert {n: getattr(rows, n).dtype.name for n in DayRows.__struct_fields__} == others | sums
 
 
 def test_day_rows_come_in_the_order_asked_for():
@@ -205,6 +205,36 @@ def test_day_sums_do_not_overflow():
     day.apply(trades([Print(T0, price, qty)] * 20))
     rows = day.rows(np.array([0], dtype=np.int32), T0)
     assert (rows.vwap[0], rows.volume[0]) == (price, 20 * qty)
+
+
+@pytest.mark.parametrize("length", [1, 700, 3_000])
+def test_no_volume_wraps_round_whatever_a_venue_trades(length):
+    qty, count = MAX_UNITS - 1, 3_000  # 2**63 lots and more, in trades that are each allowed
+    day, candles = DayStatistics(1), Candles(1)
+    batch = trades([Print(T0, 3, qty)] * count)
+    for start in range(0, count, length):
+        day.apply(batch.slice(start, start + length))
+        candles.apply(batch.slice(start, start + length))
+    rows = day.rows(np.array([0], dtype=np.int32), T0)
+    assert (rows.volume[0], rows.vwap[0]) == pytest.approx((qty * count, 3))
+    candle = candles.current(0, 0)
+    assert isinstance(candle.volume, int)
+    assert (candle.volume, candle.vwap) == pytest.approx((qty * count, 3))
+
+
+def test_volumes_after_each_trade_do_not_wrap_round_either():
+    batch = trades([Print(T0, 3, MAX_UNITS - 1)] * 3_000)
+    together, singly = DayStatistics(1), DayStatistics(1)
+    each = together.apply_each(batch, T0)
+    candles = Candles(1)
+    sums = candles.apply_each(batch, [0])[0].sums
+    for k in range(len(batch)):
+        singly.apply(batch.slice(k, k + 1))
+    last = singly.rows(np.array([0], dtype=np.int32), T0).volume[0]
+    assert last == pytest.approx(3_000 * (MAX_UNITS - 1))
+    assert (np.diff(each.volume) > 0).all()
+    assert each.volume[-1] == together.rows(np.array([0], dtype=np.int32), T0).volume[0] == last
+    assert sums.volume[-1] == candles.current(0, 0).volume == last
 
 
 def test_day_reset_forgets():

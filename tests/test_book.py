@@ -386,19 +386,6 @@ def test_reset_forgets_books_orders_and_open_snapshots():
     assert list(books.flush()) == []
 
 
-def test_without_last_flags_an_event_ends_at_a_new_instrument_or_time_and_with_the_batch():
-    books = Books(marks_last=False)
-    rows = [Row(flags=0), Row(flags=0, price=2), Row(flags=0, instrument=1), Row(flags=0, instrument=1, ts_recv=1)]
-    assert [(e.instrument, e.ts_recv) for e in play(books, *rows)] == [(0, 0), (1, 0), (1, 1)]
-    assert list(books.apply(Levels.empty())) == []
-
-
-def test_without_last_flags_a_snapshot_is_still_one_event():
-    books = Books(marks_last=False)
-    assert play(books, Row(flags=SNAPSHOT, ts_recv=1), Row(flags=SNAPSHOT, price=2, ts_recv=2)) == []
-    assert [e.snapshot for e in play(books, Row(flags=0, ts_recv=3))] == [True, False]
-
-
 any_rows = st.builds(
     Row,
     flags=st.sampled_from([0, 0, LAST, LAST, SNAPSHOT, SNAPSHOT | LAST, GAP]),

@@ -90,7 +90,13 @@ def test_wall_time_is_in_nanoseconds_of_this_century():
 
 @pytest.mark.parametrize(
     ("text", "gap"),
-    [("keep", KEEP), ("skip", SKIP), ("cap:2", GapPolicy(2 * NS, 2 * NS)), ("CAP:0.5", cap(0.5))],
+    [
+        ("keep", KEEP),
+        ("skip", SKIP),
+        ("cap:2", GapPolicy(2 * NS, 2 * NS)),
+        ("CAP:0.5", cap(0.5)),
+        ("cap:1e300", KEEP),  # longer than any tape
+    ],
 )
 def test_gap_policies(text, gap):
     assert parse_gap(text) == gap

@@ -16,6 +16,7 @@ from feeds.records import BUY, GAP, LAST, SELL, Batch, Levels, Marker, Quotes, T
 from feeds.replay import ReplayFeed
 from feeds.simulate import SimulatedFeed, SimulationOptions
 from feeds.store import open_recording, write_recording
+from feeds.tablefile import TableFile
 from feeds.tapelog import MARKER, ROWS, Header, LogWriter, rows_of, segment_path, segments
 
 RECORDINGS = Path(__file__).parents[2] / "shared" / "data" / "recordings"
@@ -161,6 +162,39 @@ def test_what_is_interrupted_can_be_done_again(tmp_path, monkeypatch):
             compact(tmp_path / "day")
     (recording,) = compact(tmp_path / "day").recordings
     assert_same(content(recording), whole(run))
+
+
+def test_takes_that_were_finished_before_an_interruption_stay_and_the_others_follow(tmp_path, monkeypatch):
+    run, publish, done = run_of(), TableFile.publish, itertools.count()
+    logged(tmp_path / "day", [m for _ in range(3) for m in (marker("epoch"), *run)])
+
+    def interrupted(file):
+        if next(done) == 6:  # four files of the first take, two of the second
+            raise OSError("interrupted")
+        publish(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TableFile, "publish", interrupted)
+        with pytest.raises(RecordingError, match="interrupted"):
+            compact(tmp_path / "day")
+    done = compact(tmp_path / "day")
+    assert [recording.name for recording in done.recordings] == ["day", "day-2", "day-3"]
+    for recording in done.recordings:
+        assert_same(content(recording), whole(run))
+    assert len(list(tmp_path.iterdir())) == 12
+
+
+@pytest.mark.parametrize("name", ["day", "day-2"])
+def test_a_recording_made_meanwhile_is_not_written_over(tmp_path, name):
+    run = run_of()
+    logged(tmp_path / "day", [m for _ in range(2) for m in (marker("epoch"), *run)])
+    other = content(write_recording(tmp_path / name, INSTRUMENTS, run[:30]))
+    with pytest.raises(RecordingError, match=f"{name}: there is another recording of that name; move it away"):
+        compact(tmp_path / "day")
+    assert_same(content(open_recording(tmp_path / name)), other)
+    for path in tmp_path.glob(f"{name}.*.parquet"):
+        path.rename(path.with_name(path.name.replace("day", "moved")))
+    assert [recording.name for recording in compact(tmp_path / "day").recordings] == ["day", "day-2"]
 
 
 def test_no_log_is_said(tmp_path):

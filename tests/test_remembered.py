@@ -2,11 +2,12 @@
 
 import logging
 import os
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from feeds import store
+from feeds import remembered, store
 from feeds.instruments import Instrument, Instruments
 from feeds.remembered import recall, remember
 from tests.test_store import put
@@ -58,6 +59,23 @@ def test_a_cache_that_cannot_be_written_is_told_and_no_error(files, tmp_path, mo
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     remember(files, ONE)
     assert "cannot keep what was learned" in caplog.text
+
+
+def test_without_a_home_nothing_is_kept_and_that_is_no_error(files, monkeypatch, caplog):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert recall(files) is None
+    remember(files, ONE)
+    assert "set XDG_CACHE_HOME" in caplog.text
+
+
+def test_what_another_version_has_learned_is_not_recalled(cache, files, monkeypatch):
+    remember(files, ONE)
+    monkeypatch.setattr(remembered, "_VERSION", remembered._VERSION + 1)
+    assert recall(files) is None
 
 
 def test_a_long_recording_without_instruments_is_looked_through_once(cache, tmp_path, monkeypatch, caplog):

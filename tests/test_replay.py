@@ -14,7 +14,7 @@ import trio.testing
 from feeds.clock import KEEP, NS, SKIP, cap
 from feeds.errors import OptionError, RecordingError
 from feeds.instruments import Instrument, Instruments
-from feeds.records import LAST, SNAPSHOT, Batch, Levels, Marker, Quotes, StreamDigest, Trades
+from feeds.records import CLEAR, LAST, SNAPSHOT, Batch, Levels, Marker, Quotes, StreamDigest, Trades
 from feeds.replay import ReplayFeed, ReplayOptions
 from feeds.store import open_recording, write_recording
 
@@ -123,6 +123,14 @@ def test_two_thousand_rows_of_one_instant_stay_together():
     feed = ReplayFeed(open_recording(RECORDINGS / "binance_spot_20240808"))
     sizes = [np.count_nonzero(b.levels.flags & SNAPSHOT) for b in feed.slices(rows=100)]
     assert [n for n in sizes if n] == [2_001, 2_001]  # one symbol each: a clear and 1,000 levels a side
+
+
+def test_slices_that_begin_in_the_middle_begin_with_the_market_as_it_was(tmp_path):
+    recording = recorded(tmp_path, trades=[0, 1, 2], quotes=[0, 1, 2], levels=[0, 2])
+    first, *rest = ReplayFeed(recording, from_ns=T0 + 2 * NS).slices()
+    assert (first.ts, [len(table) for table in (first.trades, first.quotes, first.levels)]) == (T0 + 2 * NS, [0, 1, 3])
+    assert first.levels.action[0] == CLEAR
+    assert [len(batch) for batch in rest] == [3]
 
 
 # --- pacing

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -216,3 +217,29 @@ def test_what_follows_the_restored_state_leads_where_the_whole_tape_leads(tmp_pa
         for _ in books.apply(levels):
             pass
     assert book_states(books, len(recording.instruments)) == played(recording, [recording.end_ns + 1])[0][0]
+
+
+def test_a_book_without_rows_is_restored_as_nothing(tmp_path):
+    pq.write_table(layout.SCHEMAS["book"].empty_table(), tmp_path / "r.book.parquet")
+    put(tmp_path, "quotes", [(T0, MISSING, 0, 0, LAST, 1, 2, 3, 4)], 4)
+    recording = open_recording(tmp_path)
+    state = recording.state_before(T0 + 1)
+    assert (len(state.levels), len(state.quotes)) == (0, 1)
+
+
+async def test_a_cancel_does_not_wait_for_the_whole_book(tmp_path, monkeypatch):
+    rows = [(T0 + i, MISSING, i, 0, LAST, ADD, BUY, 1, 1, i + 1) for i in range(500)]
+    put(tmp_path, "book", rows, 1)
+    recording, decode, seen = open_recording(tmp_path), layout.Decoder.decode, []
+
+    def cancelled_soon(decoder, batch):
+        seen.append(batch.num_rows)
+        if len(seen) == 3:
+            trio.from_thread.run_sync(scope.cancel)
+        return decode(decoder, batch)
+
+    monkeypatch.setattr(layout.Decoder, "decode", cancelled_soon)
+    with trio.CancelScope() as scope:
+        await trio.to_thread.run_sync(recording.state_before, T0 + 500)
+    assert scope.cancelled_caught
+    assert len(seen) <= 3

@@ -1,6 +1,7 @@
 """Recordings on disk: what is found, what becomes of each column, and what is refused."""
 
 import itertools
+import os
 import random
 from decimal import Decimal
 from pathlib import Path
@@ -17,7 +18,7 @@ from feeds.errors import RecordingError
 from feeds.instruments import MAX_UNITS, Instrument, Instruments
 from feeds.records import ADD, CANCEL, GAP, LAST, MISSING, MODIFY, SNAPSHOT, Batch, Levels, Quotes, Trades
 from feeds.store import Silences, describe, open_recording, write_recording
-from feeds.tablereader import ROW_GROUP
+from feeds.tablefile import ROW_GROUP, TableFile
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 RECORDINGS = SHARED / "recordings"
@@ -263,6 +264,14 @@ def test_numeric_trade_ids_are_kept_and_others_are_rows(tmp_path):
     assert read(tmp_path, "trades", 5, **columns).trade_id.tolist() == [77, 2, 3, 4, 5]
 
 
+def test_trade_ids_may_be_a_dictionary(tmp_path):
+    table = table_of("trades", 3, trade_id=["7", "7", None])
+    at = table.schema.get_field_index("trade_id")
+    words = table["trade_id"].combine_chunks().dictionary_encode()
+    pq.write_table(table.set_column(at, "trade_id", words), tmp_path / "x.trades.parquet")
+    assert whole(open_recording(tmp_path), "trades").trade_id.tolist() == [7, 7, 3]
+
+
 def test_trades_are_counted_on_from_one_row_group_to_the_next(tmp_path):
     pq.write_table(table_of("trades", 5, symbol=["A", "B", "A", "A", "B"]), tmp_path / "x.trades.parquet", 2)
     recording = open_recording(tmp_path)
@@ -372,13 +381,92 @@ def test_pairs_are_split_where_the_venue_has_pairs(tmp_path, venue, symbol, base
     assert (instrument.base, instrument.quote, instrument.aliases) == (base, quote, aliases)
 
 
-def test_noise_is_not_taken_for_decimals_but_may_be_declared(tmp_path):
+def declare(folder, price_precision, qty_precision=0):
+    """Write the instruments file of the recording "x"."""
+    declared = Instrument(
+        symbol="ABC", base="ABC", quote="", price_precision=price_precision, qty_precision=qty_precision
+    )
+    pq.write_table(layout.instruments_to_table(Instruments([declared])), folder / "x.instruments.parquet")
+
+
+def test_noise_is_not_taken_for_decimals(tmp_path):
     path = put(tmp_path, "trades", 2, price=[1.5, 1 / 3])
     with pytest.raises(RecordingError, match=r"x\.trades\.parquet: row 1: price 0\.3+ has over 9 decimals"):
         open_recording(path)
-    declared = Instruments([Instrument(symbol="ABC", base="ABC", quote="", price_precision=2, qty_precision=0)])
-    pq.write_table(layout.instruments_to_table(declared), tmp_path / "x.instruments.parquet")
-    assert whole(open_recording(path), "trades").price.tolist() == [150, 33]
+
+
+def test_more_decimals_than_are_inferred_may_be_declared(tmp_path):
+    path = put(tmp_path, "trades", 2, price=[1.5, 0.000000000012])
+    declare(tmp_path, 12)
+    assert whole(open_recording(path), "trades").price.tolist() == [1_500_000_000_000, 12]
+
+
+@pytest.mark.parametrize("decimals", [-1, 16, 400, 20_000_000])
+@pytest.mark.parametrize("of", ["price", "quantity"])
+def test_a_precision_that_no_number_can_have_is_refused(tmp_path, of, decimals):
+    path = put(tmp_path, "trades", 2)
+    fine = layout.instruments_to_table(open_recording(path).instruments)
+    column = {"price": "price_precision", "quantity": "qty_precision"}[of]
+    wrong = fine.set_column(fine.schema.get_field_index(column), column, pa.array([decimals]))
+    pq.write_table(wrong, tmp_path / "x.instruments.parquet")
+    with pytest.raises(
+        RecordingError, match=rf"instruments\.parquet: {column} of ABC is {decimals}; allowed is 0 to 15"
+    ):
+        open_recording(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "message"),
+    [
+        ("trades", {"price": [1.25, 1.125]}, r"row 1: price has more decimals than .* say of ABC \(1\.125\); give it"),
+        ("trades", {"qty": [0.1, 0.004]}, r"row 1: qty has more decimals than .* say of ABC \(0\.004\); give it"),
+        ("quotes", {"ask_px": [1.75, 1 / 3]}, r"row 1: ask_px has more decimals .*; give it more .*, or round"),
+        ("book", {"qty": [4.25, 4.5]}, "row 0: qty has more decimals"),
+    ],
+)
+def test_rows_are_not_rounded_to_an_instruments_file_that_is_coarser(tmp_path, kind, columns, message):
+    path = put(tmp_path, kind, 2, **columns)
+    declare(tmp_path, 2, 1)
+    with pytest.raises(RecordingError, match=message):
+        whole(open_recording(path), kind)
+
+
+def test_a_float_beside_the_one_that_is_meant_is_no_decimal_more(tmp_path):
+    path = put(tmp_path, "trades", 1, price=[0.1 + 0.2])
+    declare(tmp_path, 1)
+    assert whole(open_recording(path), "trades").price.tolist() == [3]
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.sampled_from("AB"), st.sampled_from([0, 1, 10**8 + 1, 2**52 - 1, 2**53]), st.integers(0, 9)),
+        min_size=1,
+        max_size=8,
+    ),
+    cut=st.integers(0, 8),
+)
+def test_with_instruments_that_were_inferred_every_row_can_be_read(rows, cut):
+    symbols, units, decimals = zip(*rows, strict=True)
+    values = [float(Decimal(u).scaleb(-d)) for u, d in zip(units, decimals, strict=True)]
+    table = table_of("trades", len(rows), symbol=list(symbols), price=values, qty=values)
+    pieces = [piece for part in (table.slice(0, cut), table.slice(cut)) for piece in part.to_batches() if len(piece)]
+    inference = layout.Inference()
+    try:
+        for piece in pieces:
+            inference.update("trades", Path("x"), 0, piece)
+    except RecordingError:  # what cannot be inferred is told before anything is written
+        return
+    instruments = inference.instruments()
+    decoder = layout.Decoder("trades", Path("x"), instruments)
+    read = Trades.concatenate([decoder.decode(piece) for piece in pieces])
+    np.testing.assert_allclose(read.price / instruments.price_scale[read.instrument], values, rtol=2**-50)
+
+
+def test_a_large_number_is_refused_when_later_rows_have_too_many_decimals_beside_it(tmp_path):
+    table = table_of("trades", 4, symbol=["ABC", "ABC", "XYZ", "ABC"], qty=[5e7, 1.5, 1e-8, 1e-8])
+    pq.write_table(table, tmp_path / "x.trades.parquet", row_group_size=1)
+    with pytest.raises(RecordingError, match=r"row 3: qty 1e-08 has more decimals than 50000000 before it"):
+        open_recording(tmp_path)
 
 
 def test_a_symbol_that_the_instruments_file_lacks_is_refused(tmp_path):
@@ -450,7 +538,9 @@ def test_unreadable_files_are_named(tmp_path, how, file):
         path = tmp_path / "x.instruments.parquet"
         pq.write_table(layout.instruments_to_table(open_recording(tmp_path).instruments), path)
     spoil(path, how)
-    with pytest.raises(RecordingError, match=rf"x\.{file}\.parquet: cannot be read as Parquet \(.+\); truncated"):
+    unfinished = (file, how) == ("instruments", "empty")
+    said = "is empty: .*; write it again" if unfinished else r"cannot be read as Parquet \(.+\); truncated"
+    with pytest.raises(RecordingError, match=rf"x\.{file}\.parquet: {said}"):
         open_recording(tmp_path)
 
 
@@ -700,6 +790,93 @@ def test_nothing_is_no_recording(tmp_path):
 def test_a_second_epoch_does_not_fit_behind_the_first(tmp_path):
     with pytest.raises(RecordingError, match="rows out of order; record one epoch"):
         write_recording(tmp_path / "r", PAIR, itertools.chain(some_batches(2), some_batches(2)))
+
+
+def content(recording):
+    """All values of a recording, to be compared."""
+    columns = {kind: whole(recording, kind).columns() for kind in layout.TABLES}
+    return {(kind, name): values.tolist() for kind in columns for name, values in columns[kind].items()}
+
+
+@pytest.mark.parametrize("step", ["hold_place", 0, 1, 2, 3])
+def test_what_is_published_in_part_never_opens_as_one_recording(tmp_path, monkeypatch, step):
+    older = content(write_recording(tmp_path / "r", PAIR, some_batches(1)))
+    done = itertools.count()
+    publish = TableFile.publish
+
+    def fail(*_):
+        raise OSError("interrupted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TableFile, "publish", lambda file: fail() if next(done) == step else publish(file))
+        if step == "hold_place":
+            patch.setattr(TableFile, "hold_place", fail)
+        with pytest.raises(RecordingError, match=r"r: cannot be written \(interrupted\); check the folder"):
+            write_recording(tmp_path / "r", PAIR, some_batches(3))
+    if step == "hold_place":
+        assert content(open_recording(tmp_path / "r")) == older
+    else:
+        with pytest.raises(RecordingError, match=r"r\.instruments\.parquet: is empty: .* write it again"):
+            open_recording(tmp_path / "r")
+    newer = content(write_recording(tmp_path / "r", PAIR, some_batches(3)))
+    assert newer != older
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_the_disk_has_every_file_before_it_gets_its_name(tmp_path, monkeypatch):
+    synced, fsync, publish = set(), os.fsync, TableFile.publish
+
+    def noted(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def checked(file):
+        assert file._temporary.stat().st_ino in synced
+        publish(file)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(TableFile, "publish", checked)
+    write_recording(tmp_path / "r", PAIR, some_batches(1))
+    assert tmp_path.stat().st_ino in synced
+
+
+def test_two_that_write_one_name_at_once_do_not_get_into_each_others_files(tmp_path):
+    def with_another_meanwhile():
+        yield from some_batches(70, rows=1_000)  # more than a row group: its files are begun
+        write_recording(tmp_path / "r", PAIR, some_batches(70, rows=1_000))
+
+    last = content(write_recording(tmp_path / "r", PAIR, with_another_meanwhile()))
+    assert last == content(write_recording(tmp_path / "s", PAIR, some_batches(70, rows=1_000)))
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_another_still_writes_is_not(tmp_path):
+    left = tmp_path / ".r.book.parquet.0123456789abcdef.tmp"
+    left.write_bytes(b"half a book")
+    others = TableFile(tmp_path / "r.trades.parquet", layout.SCHEMAS["trades"])
+    others.write(table_of("trades", 2).cast(layout.SCHEMAS["trades"]))
+    write_recording(tmp_path / "r", PAIR, some_batches(1))
+    assert not left.exists()
+    assert others.finish()
+    others.publish()
+    assert pq.read_table(tmp_path / "r.trades.parquet").num_rows == 2
+    others.abandon()
+
+
+def test_a_link_to_an_older_file_is_left_alone(tmp_path):
+    write_recording(tmp_path / "r", PAIR, some_batches(1))
+    (tmp_path / "kept").hardlink_to(tmp_path / "r.instruments.parquet")
+    before = (tmp_path / "kept").read_bytes()
+    write_recording(tmp_path / "r", PAIR, some_batches(2))
+    assert (tmp_path / "kept").read_bytes() == before
+
+
+def test_only_the_very_same_may_be_there_if_nothing_is_to_be_replaced(tmp_path):
+    write_recording(tmp_path / "r", PAIR, some_batches(2))
+    before = {path: path.stat().st_ino for path in tmp_path.iterdir()}
+    write_recording(tmp_path / "r", PAIR, some_batches(2), replace=False)
+    with pytest.raises(RecordingError, match="r: there is another recording of that name; move it away"):
+        write_recording(tmp_path / "r", PAIR, some_batches(3), replace=False)
+    assert {path: path.stat().st_ino for path in tmp_path.iterdir()} == before
 
 
 def test_a_folder_that_is_not_there_is_said(tmp_path):
