@@ -22,7 +22,8 @@ from ticker.subscriptions import Wish, checked_interval, understand
 from ticker.topics.topic import Marks, TopicKey
 from ticker.wire import Request, Resume, SubscribeParams
 
-#: Symbols that a plain client asks for one by one are told together up to so many: each more has all of them looked at.
+#: A plain client that asks for few symbols at a time has several subscriptions with so many each, or four times what it
+#: asks for: all symbols of the one that is added to are looked at again.
 ROOMY: Final = 64
 #: Different wishes (channel, depth, mode, interval, encoding, …) that one connection may have: each is a topic that
 #: every event passes.
@@ -193,7 +194,8 @@ class MarketData:
         return understand(params, terms.ticker_interval_ms, native=terms.native, deflated=terms.deflated)
 
     def _join(self, wish: Wish, added: list[int]) -> Subscription:
-        roomy = (s.id for s in self._having(wish.key) if len(s.listings) < ROOMY)
+        most = max(ROOMY, 4 * len(added))
+        roomy = (s.id for s in self._having(wish.key) if len(s.listings) < most)
         into = None if self._native else next(roomy, None)
         return self._broadcaster.join(self._subscriber, wish.key, added, on_slow=wish.on_slow, into=into)
 
