@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import trio
@@ -212,3 +213,17 @@ async def test_symbols_that_a_plain_client_asks_for_one_by_one_share_their_messa
     for listed in market.listings.instruments:
         client.ask("subscribe", channel="trade", symbol=[listed.symbol])
     assert market.broadcaster.statistics().subscriptions == -(-len(market.listings.instruments) // ROOMY) == 1
+
+
+async def test_what_comes_from_a_source_that_is_away_is_stale(autojump_clock, market, happen):
+    gone: list[bool] = []
+    client = native(msgspec.structs.replace(market, away=lambda: bool(gone)))
+    subscribe(client, "trade")
+    await happen("trade")
+    states = []
+    for _ in range(2):
+        await trio.sleep(1.5)
+        client.session.beat()
+        states += [row["state"] for beat in of("heartbeat", client.wire.messages()) for row in beat["data"]]
+        gone.append(True)
+    assert states == ["live", "stale"]

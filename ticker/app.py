@@ -33,7 +33,7 @@ from ticker.orders.accounts import demo_accounts, read_accounts
 from ticker.orders.gateway import Gateway
 from ticker.orders.journal import MEMORY, Journal, default_path
 from ticker.orders.models import UniformLatency
-from ticker.relay import open_relay
+from ticker.relay import RelayFeed, open_relay
 from ticker.remote import PATH, Remote
 from ticker.replays import SETTLE_S, Replays
 from ticker.rest import PRIVATE, Rest
@@ -111,6 +111,7 @@ def build_market(feed: Feed, heard: trio.Event, options: Options, fan_out: FanOu
         bulletin=None if playback is None else Bulletin(playback, history, every),
         gateway=gateway,
         origin=_origin(options, feed),
+        away=(lambda: not feed.statistics().connected) if isinstance(feed, RelayFeed) else (lambda: False),
     )
 
 

@@ -5,6 +5,7 @@ A market is built once by the composition root and shared by every session.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -31,6 +32,7 @@ class Publication(msgspec.Struct, frozen=True, kw_only=True):
         heard: Set once somebody has subscribed; a tape that waits begins then.
         playback: Controls it, if it is a tape.
         bulletin: Tells where it is, if it is a tape.
+        away: Whether its source is not connected at present, so that what is served may be old.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Publication(msgspec.Struct, frozen=True, kw_only=True):
     heard: trio.Event
     playback: Playback | None = None
     bulletin: Bulletin | None = None
+    away: Callable[[], bool] = lambda: False
 
 
 class Market(Publication, frozen=True, kw_only=True):

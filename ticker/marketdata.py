@@ -22,7 +22,7 @@ from ticker.subscriptions import Wish, checked_interval, understand
 from ticker.topics.topic import Marks, TopicKey
 from ticker.wire import Request, Resume, SubscribeParams
 
-#: A plain client that asks for few symbols at a time has several subscriptions with so many each, or four times what it
+#: A plain client that asks for few symbols at a time has several subscriptions with so many each, or eight times what it
 #: asks for: all symbols of the one that is added to are looked at again.
 ROOMY: Final = 64
 #: Different wishes (channel, depth, mode, interval, encoding, …) that one connection may have: each is a topic that
@@ -194,7 +194,7 @@ class MarketData:
         return understand(params, terms.ticker_interval_ms, native=terms.native, deflated=terms.deflated)
 
     def _join(self, wish: Wish, added: list[int]) -> Subscription:
-        most = max(ROOMY, 4 * len(added))
+        most = max(ROOMY, 8 * len(added))
         roomy = (s.id for s in self._having(wish.key) if len(s.listings) < most)
         into = None if self._native else next(roomy, None)
         return self._broadcaster.join(self._subscriber, wish.key, added, on_slow=wish.on_slow, into=into)
@@ -341,7 +341,7 @@ class MarketData:
             return "gap"
         if not history.ts or (playback is not None and playback.state == "paused"):
             return "paused"
-        if now - self._broadcaster.published_at > IDLE_S:
+        if self._market.away() or now - self._broadcaster.published_at > IDLE_S:
             return "stale"
         live = now - subscription.told_at < IDLE_S or self._broadcaster.owed(subscription)
         return "live" if live else "idle"

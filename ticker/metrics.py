@@ -22,6 +22,7 @@ from ticker.broadcast import Broadcaster
 from ticker.market import Market
 from ticker.marketdata import SubscriptionStatistics
 from ticker.orders.gateway import Gateway
+from ticker.relay import RelayFeed, RelayStatistics
 from ticker.replays import Replays
 from ticker.server import Server
 from ticker.timing import Timing
@@ -106,6 +107,8 @@ class Metrics:
         yield _gauge("replays", "Replays that clients have asked for and that are not over.", len(replays.running))
         yield _counter("replays_begun", "Replays that clients have asked for.", replays.begun)
         yield _counter("replayed_rows", "Rows of tape that they have played.", replays.rows)
+        if isinstance(self._supervisor.feed, RelayFeed):
+            yield from _relaying(self._supervisor.feed.statistics())
         if self._recorder is not None:
             yield from _recording(self._recorder.statistics())
 
@@ -153,6 +156,17 @@ class Metrics:
         yield _histogram("flush_lateness", "From when a flush was due to its last subscriber.", broadcaster.lateness)
         yield _histogram("sweep_duration", "How long a flush took to reach its subscribers.", broadcaster.duration)
         yield _histogram("loop_lag", "How late the event loop ran what was due.", self.loop_lag)
+
+
+def _relaying(told: RelayStatistics) -> Iterator[Metric]:
+    yield _gauge("relay_connected", "1 while the relayed server is subscribed to, else 0.", told.connected)
+    yield _gauge("relay_native", "1 where it numbers its events, so that nothing is missed unnoticed.", told.native)
+    yield _counter("relay_messages", "Messages with market data that it sent.", told.messages)
+    yield _counter("relay_rows", "Rows made of them.", told.rows)
+    yield _counter("relay_connections", "Connections that came to subscribe.", told.connections)
+    yield _counter("relay_holes", "How often something was missing in a stream.", told.holes)
+    yield _counter("relay_missing", "Numbered events that are known to be missing.", told.missing)
+    yield _counter("relay_mismatches", "Books without the checksum that the server gave.", told.mismatches)
 
 
 def _recording(told: RecorderStatistics) -> Iterator[Metric]:
