@@ -22,8 +22,8 @@ from ticker.subscriptions import Wish, checked_interval, understand
 from ticker.topics.topic import Marks, TopicKey
 from ticker.wire import Request, Resume, SubscribeParams
 
-#: A plain client that asks for few symbols at a time has several subscriptions with so many each, or eight times what it
-#: asks for: all symbols of the one that is added to are looked at again.
+#: A plain client that asks for few symbols at a time has several subscriptions, each with so many or with eight times
+#: what it asks for: all symbols of the one that is added to are looked at again.
 ROOMY: Final = 64
 #: Different wishes (channel, depth, mode, interval, encoding, …) that one connection may have: each is a topic that
 #: every event passes.
