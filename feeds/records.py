@@ -243,6 +243,11 @@ class Marker(msgspec.Struct, frozen=True, kw_only=True):
 Event = Batch | Marker
 
 
+def event_times(table: Table) -> I64:
+    """Return when each row happened: the venue's time where it gave one, else the time of receipt; int64 ns."""
+    return np.where(table.ts_event == MISSING, table.ts_recv, table.ts_event)
+
+
 def sums_before(values: I64 | npt.NDArray[np.bool_]) -> I64:
     """Return the sum of the values before each, and of all: shape ``(values + 1,)``."""
     sums = np.zeros(len(values) + 1, np.int64)

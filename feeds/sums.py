@@ -39,6 +39,17 @@ class Sums(msgspec.Struct, frozen=True):
     notional: F64
     count: I64
 
+    def begun(self, begun: npt.NDArray[np.bool_]) -> Self:
+        """Return these sums where something has begun, and elsewhere those of no trade at all."""
+        return type(self)(
+            open=self.open,
+            low=np.where(begun, self.low, HIGHEST),
+            high=np.where(begun, self.high, MISSING),
+            volume=np.where(begun, self.volume, 0.0),
+            notional=np.where(begun, self.notional, 0.0),
+            count=np.where(begun, self.count, 0),
+        )
+
     def pick(self, rows: npt.NDArray[Any]) -> Self:
         """Return the rows picked by an index array."""
         return type(self)(*(getattr(self, name)[rows] for name in self.__struct_fields__))

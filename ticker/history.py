@@ -18,11 +18,11 @@ import numpy.typing as npt
 from feeds.analytics import CandleColumns, Candles, DayRows, DayStatistics
 from feeds.book import BookEvent, Books
 from feeds.instruments import MAX_UNITS, Instruments
-from feeds.records import I32, I64, LAST, MISSING, Batch, Levels, Marker, Quotes, Trades
+from feeds.records import I32, I64, LAST, MISSING, Batch, Levels, Marker, Quotes, Trades, event_times
 from feeds.sums import accumulated
 from ticker.codec import rfc3339_column
 from ticker.prints import ROW_BYTES, Print, Prints
-from ticker.timeline import event_times, timeline
+from ticker.timeline import timeline
 
 F64 = npt.NDArray[np.float64]
 

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from feeds.records import I32, I64, MISSING, Quotes, Trades
+from feeds.records import I32, I64, Quotes, Trades, event_times
 
 
 class Timeline(msgspec.Struct, frozen=True):
@@ -72,8 +72,3 @@ def timeline(trades: Trades, quotes: Quotes) -> Timeline:
         is_quote=order >= len(trades),
         bounds=np.append(edges, len(order)),
     )
-
-
-def event_times(table: Trades | Quotes) -> I64:
-    """Return when each row happened: the venue's time where it gave one, else the time of receipt; int64 ns."""
-    return np.where(table.ts_event == MISSING, table.ts_recv, table.ts_event)
