@@ -22,6 +22,7 @@ from feeds.errors import RecordingError
 from feeds.formats.format import Format, ReadOptions
 from feeds.formats.merge import Tape, merged, times
 from feeds.formats.source import Source, open_sources
+from feeds.inference import Inference
 from feeds.instruments import Instrument, Instruments
 from feeds.records import MISSING
 from feeds.store import Silences, instruments_file, path_of, read_instruments, write_instruments
@@ -172,7 +173,7 @@ class Conversion:
 
     def _run(self, survey: Survey, writers: Sequence[_Writer], progress: Progress | None) -> Summary:
         self._find()
-        inference, venues = layout.Inference(), _Venues()
+        inference, venues = Inference(), _Venues()
         rows = dict.fromkeys(layout.TABLES, 0)
         for chunk in merged(list(self._tapes())):
             survey.add(chunk)

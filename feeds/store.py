@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from feeds import layout
 from feeds.errors import RecordingError
+from feeds.inference import Inference
 from feeds.instruments import MAX_PRECISION, Instruments
 from feeds.records import GAP, I64, LAST, MISSING, SNAPSHOT, Batch, Levels, Quotes, Table, Trades
 from feeds.remembered import LONG_ROWS, recall, remember
@@ -198,7 +199,7 @@ def _learned(name: str, files: list[TableReader]) -> Instruments:
 
 
 def _infer(files: list[TableReader]) -> Instruments:
-    inference = layout.Inference()
+    inference = Inference()
     done, total = 0, sum(file.rows for file in files)
     for file in files:
         values = [*layout.PRICES[file.kind], *layout.QUANTITIES[file.kind]]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from feeds import layout
 from feeds.errors import RecordingError
+from feeds.inference import Inference
 from feeds.instruments import MAX_UNITS, Instrument, Instruments
 from feeds.records import ADD, CANCEL, GAP, LAST, MISSING, MODIFY, SNAPSHOT, Batch, Levels, Quotes, Trades
 from feeds.store import Silences, describe, open_recording, write_recording
@@ -450,7 +451,7 @@ def test_with_instruments_that_were_inferred_every_row_can_be_read(rows, cut):
     values = [float(Decimal(u).scaleb(-d)) for u, d in zip(units, decimals, strict=True)]
     table = table_of("trades", len(rows), symbol=list(symbols), price=values, qty=values)
     pieces = [piece for part in (table.slice(0, cut), table.slice(cut)) for piece in part.to_batches() if len(piece)]
-    inference = layout.Inference()
+    inference = Inference()
     try:
         for piece in pieces:
             inference.update("trades", Path("x"), 0, piece)
