@@ -20,7 +20,8 @@ from feeds.store import open_recording
 from tests.scripted import INSTRUMENTS, START_NS, Tape
 from tests.serving import ScriptedFeed, open_house
 from ticker.client import ConnectionLost
-from ticker.relay import RelayFeed, RelayOptions, instruments_of, open_relay, units
+from ticker.pairs import instruments_of, units
+from ticker.relay import RelayFeed, RelayOptions, open_relay
 
 RECORDINGS = Path(__file__).parents[2] / "shared" / "data" / "recordings"
 real = pytest.mark.skipif(not RECORDINGS.is_dir(), reason="the shared recordings are not here")

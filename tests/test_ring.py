@@ -28,8 +28,10 @@ def test_the_newest_are_kept_within_both_bounds(flushes: list[list[int]], step: 
         kept = bounded(kept + events)
         if kept:
             assert ring.oldest == kept[0][0] - 1
+        again = Ring[str](ROWS, SIZE)  # as when a topic takes over what another has kept
+        again.extend(ring.after(0))
         for after in range(position + 2):
-            assert ring.after(after) == ring.copy().after(after) == [event for event in kept if event[0] > after]
+            assert ring.after(after) == again.after(after) == [event for event in kept if event[0] > after]
 
 
 def test_one_row_is_kept_however_long_it_is() -> None:

@@ -313,9 +313,9 @@ class Broadcaster:
                 self._bring_in_step(channel, subscription)
         self._waiting.unpark_all()
 
-    def owed(self, subscription: Subscription) -> bool:
+    def pending(self, subscription: Subscription) -> bool:
         """Whether something has happened that a subscription was not told yet."""
-        return subscription.group is None or subscription.group.owed
+        return subscription.group is None or subscription.group.pending
 
     def position(self, subscription: Subscription) -> int:
         """Return the sum of the positions up to which a subscription knows its listings."""

@@ -184,8 +184,10 @@ class MarketData:
 
     def _check_room(self, key: TopicKey) -> None:
         """Raise RequestError if one more topic would be too many."""
-        keys = {subscription.key for subscription in self._subscriber.subscriptions.values()}
-        if key not in keys and len(keys) >= MAX_TOPICS:
+        subscriptions = self._subscriber.subscriptions.values()
+        if len(subscriptions) < MAX_TOPICS or any(subscription.key == key for subscription in subscriptions):
+            return
+        if len({subscription.key for subscription in subscriptions}) >= MAX_TOPICS:
             text = f"a connection may have {MAX_TOPICS} different kinds of subscriptions (interval, mode, depth, …)"
             raise RequestError(text, Code.TOO_MANY_SUBSCRIPTIONS)
 
@@ -343,7 +345,7 @@ class MarketData:
             return "paused"
         if self._market.away() or now - self._broadcaster.published_at > IDLE_S:
             return "stale"
-        live = now - subscription.told_at < IDLE_S or self._broadcaster.owed(subscription)
+        live = now - subscription.told_at < IDLE_S or self._broadcaster.pending(subscription)
         return "live" if live else "idle"
 
     def _caught_up(self, subscription: Subscription, lag: Lag) -> None:
@@ -352,9 +354,7 @@ class MarketData:
         if not self._native or now - self._noticed_at.get(subscription.id, -NOTICE_INTERVAL_S) < NOTICE_INTERVAL_S:
             return
         self._noticed_at[subscription.id] = now
-        code = Code.SLOW_CONSUMER
-        row = {"code": int(code), "name": code.name, "sub_id": subscription.id}
-        row |= {"lag_ms": round(1000 * (now - lag.since)), "conflated": lag.conflated, "dropped": lag.dropped}
+        row = wire.slow_consumer(subscription.id, round(1000 * (now - lag.since)), lag.conflated, lag.dropped)
         self._client.send(wire.Message(channel="notice", type="update", data=[row]))
 
 

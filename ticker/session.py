@@ -205,10 +205,8 @@ class Session:
         nothing is neither conflated nor dropped: it goes with the connection.
         """
         if self.native and not self.ending:
-            code = Code.SLOW_CONSUMER
-            row = {"code": int(code), "name": code.name}
             behind = [told for told in self._data.statistics() if told.lag_ms]
-            rows = [row | {"sub_id": b.sub_id, "lag_ms": b.lag_ms, "conflated": 0, "dropped": 0} for b in behind]
+            rows = [wire.slow_consumer(told.sub_id, told.lag_ms, 0, 0) for told in behind]
             self.send(wire.Message(channel="notice", type="update", data=rows))
         self.end(SLOW_CONSUMER, reason)
 

@@ -236,7 +236,7 @@ class Group:
         return self._topic.told(self._instruments)
 
     @property
-    def owed(self) -> bool:
+    def pending(self) -> bool:
         """Whether something has happened that they were not told yet."""
         return self._topic.happened(self._instruments) > self.position
 

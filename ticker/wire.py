@@ -233,6 +233,13 @@ class StatusRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     seed: int | UnsetType = UNSET
 
 
+def slow_consumer(sub_id: int, lag_ms: int, conflated: int, dropped: int) -> dict[str, Any]:
+    """Return a row of ``notice``: for how long a socket took nothing, and what that cost one of its subscriptions."""
+    code = Code.SLOW_CONSUMER
+    row: dict[str, Any] = {"code": int(code), "name": code.name, "sub_id": sub_id}
+    return row | {"lag_ms": lag_ms, "conflated": conflated, "dropped": dropped}
+
+
 class NativeHeartbeat(msgspec.Struct, frozen=True, kw_only=True):
     """A heartbeat of the native profile.
 

@@ -34,12 +34,6 @@ class Ring(Generic[_Row]):
         while len(self._events) > 1 and (len(self._events) > self._max_rows or self._size > self._max_size):
             self._size -= len(self._events.popleft()[1])
 
-    def copy(self) -> Ring[_Row]:
-        """Return another ring with the same events."""
-        other = Ring[_Row](self._max_rows, self._max_size)
-        other.extend(self._events)
-        return other
-
     @property
     def oldest(self) -> int:
         """Position before the oldest event."""

@@ -239,8 +239,6 @@ class Topic(ABC):
         self._told[instrument] = donor._told[instrument]
         if listing in donor._rows:
             self._rows[listing] = list(donor._rows[listing])
-        if listing in donor._ring:
-            self._ring[listing] = donor._ring[listing].copy()
         self.dirty = True
 
     def _keep_older(self, donor: Topic, listing: int) -> None:
